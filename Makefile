@@ -1,0 +1,53 @@
+# `make help` lists the targets. Each creates what it needs, once: the virtual environment in .venv,
+# and in it this package (editable) with its development tools.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SPARSIGHT := $(BIN)/sparsight
+SPARSIGHT_DATA ?= data
+export SPARSIGHT_DATA
+# Large blocks stay with the process: glibc otherwise returns and re-faults them at every training step.
+TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=500000000
+
+.DEFAULT_GOAL := help
+.PHONY: help install index test train eval bench lint fix clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## create .venv and install sparsight in it
+
+index: $(INSTALLED) ## build both indexes into index/ (CIFAR-10 from SPARSIGHT_DATA, else the bundled embeddings)
+	$(SPARSIGHT) index
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+train: $(INSTALLED) ## train the encoder anew into runs/encoder (resumes a stopped run)
+	$(TRAIN_ENV) $(SPARSIGHT) train
+
+eval: $(INSTALLED) ## write report/: dense against sparse, from index/
+	$(SPARSIGHT) eval
+
+bench: $(INSTALLED) ## time the coder and the searches; writes bench/results.json
+	$(BIN)/python -m eval.bench
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(INSTALLED) ## mend style where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the virtual environment, caches and what was built
+	rm -rf $(VENV) build dist *.egg-info index report .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The report: dense against sparse."""

@@ -1,0 +1,165 @@
+"""The report's numbers, all from the two indexes of one store; no encoder is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.metrics import compact_bytes, csr_bytes, mcnemar, reconstruct, row_cosines, strongest, wilson
+from eval.rivals import rivals
+from indexer.coder import encode_sparse
+from indexer.config import CoderConfig
+from indexer.store import Store
+from training.errors import SparsightError
+
+SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+def evaluate(store: Store, *, split: str = "test", device: str = "cpu", seed: int = 0, examples: int = 8) -> dict:
+    """Returns the report (DESIGN's keys) for the labelled pictures of a split.
+
+    Raises `SparsightError` where the split holds no labelled picture.
+    """
+    rows = store.images()
+    classes, T = store.classes()
+    chosen = np.array([i for i, r in enumerate(rows) if r["split"] == split and r["label"] in classes], np.int64)
+    if not len(chosen):
+        raise SparsightError(f"{store.folder} holds no labelled picture of the split {split!r}")
+    X_all, D, W_all = store.embeddings(), store.dictionary(), store.codes()
+    concepts = store.concepts()
+    others = np.setdiff1d(np.arange(len(rows)), chosen)
+    X, W = X_all[chosen], W_all[chosen]
+    labels = np.array([classes.index(str(rows[i]["label"])) for i in chosen])
+    R = reconstruct(W, D)
+    dense_scores, sparse_scores = X @ T.T, R @ T.T
+    dense_right, sparse_right = dense_scores.argmax(1) == labels, sparse_scores.argmax(1) == labels
+    coder = CoderConfig(**json.loads(store.meta["coder"]))
+    n = len(chosen)
+    train_rows = others if len(others) >= 10_000 else chosen
+    report = {
+        "dataset": {"name": store.meta["dataset"], "split": split, "n": n, "indexed": len(rows)},
+        "encoder": {
+            "name": store.meta["encoder_name"],
+            "fingerprint": store.meta["encoder_fingerprint"],
+            "trained_on": store.meta["trained_on"],
+            "zero_shot": "not zero-shot in the strict sense: the encoder was trained on captions of "
+            + store.meta["trained_on"],
+        },
+        "dictionary": {
+            "source": store.meta["dictionary"],
+            "m": len(D),
+            "fingerprint": store.meta["dictionary_fingerprint"],
+        },
+        "dense": {"accuracy": float(dense_right.mean()), "ci95": wilson(int(dense_right.sum()), n)},
+        "sparse": {
+            "accuracy": float(sparse_right.mean()),
+            "ci95": wilson(int(sparse_right.sum()), n),
+            "l1": coder.l1,
+            "l1_relative": coder.relative,
+            "nnz_mean": W.nnz / n,
+            "nnz_max": int(np.diff(W.indptr).max()),
+            "empty": int((np.diff(W.indptr) == 0).sum()),
+            "cosine_mean": float(row_cosines(X, R).mean()),
+            "max_relative_gap": float(max(float(str(rows[i]["gap"])) for i in chosen)),
+        },
+        "mcnemar_p": mcnemar(dense_right, sparse_right),
+        "memory": {
+            "dense_bytes": X.size * 4,
+            "sparse_csr_bytes": csr_bytes(W),
+            "ratio": csr_bytes(W) / (X.size * 4),
+            "sparse_compact_bytes": compact_bytes(W),
+            "dictionary_bytes": D.size * 4,
+            "whole_index": {
+                "n": len(rows),
+                "dense_bytes": X_all.size * 4,
+                "sparse_csr_bytes": csr_bytes(W_all),
+                "ratio": csr_bytes(W_all) / (X_all.size * 4),
+            },
+            "disk": store.disk_bytes(),
+        },
+        "sweep": sweep(X, D, T, labels, coder, device),
+        "rivals": rivals(X, X_all[train_rows], T, D, labels, seed),
+        "rivals_trained_on": "pictures outside the split" if train_rows is others else "the split itself",
+        "concepts": concept_quality(X, W, D, labels, classes, concepts, [rows[i]["term"] for i in chosen]),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": os.cpu_count(),
+            "device": device,
+            "seed": seed,
+        },
+        "versions": {p: version(p) for p in ("sparsight", "torch", "faiss-cpu", "duckdb", "scipy", "numpy")},
+    }
+    names = [c.name for c in concepts]
+    kinds = {"correct": np.flatnonzero(sparse_right), "wrong": np.flatnonzero(~sparse_right)}
+    rng = np.random.default_rng(seed)
+    report["concepts"]["examples"] = {
+        kind: [
+            _example(int(chosen[i]), rows[chosen[i]], W[i], D, T, classes, names, int(sparse_scores[i].argmax()))
+            for i in sorted(rng.choice(which, min(examples, len(which)), replace=False))
+        ]
+        for kind, which in kinds.items()
+    }
+    return report
+
+
+def sweep(X: np.ndarray, D: np.ndarray, T: np.ndarray, labels: np.ndarray, coder: CoderConfig, device: str) -> list:
+    """Codes X at each relative penalty of SWEEP: what more concepts buy."""
+    points = []
+    for l1 in tqdm(SWEEP, desc="sweep", unit="λ", file=sys.stderr):
+        codes = encode_sparse(X, D, replace(coder, l1=l1, relative=True), device=device)
+        R = reconstruct(codes.W, D)
+        points.append(
+            {
+                "l1": l1,
+                "nnz_mean": codes.W.nnz / len(X),
+                "accuracy": float(((R @ T.T).argmax(1) == labels).mean()),
+                "cosine_mean": float(row_cosines(X, R).mean()),
+                "bytes_per_image": csr_bytes(codes.W) / len(X),
+                "max_relative_gap": float(codes.gap.max()),
+            }
+        )
+    return points
+
+
+def concept_quality(X, W, D, labels, classes, concepts, terms) -> dict:
+    """Does the strongest concept name what the picture was found under? And does it belong to its class?
+
+    Of all pictures, those of a term that is no concept count as misses. `dense` is the atom nearest to x.
+    """
+    ids = {name: c.id for c in concepts for name in (c.name, *c.aliases)}
+    wanted = np.array([ids.get(t, -2) for t in terms])
+    parents = np.array([classes.index(c.parent) if c.parent in classes else -2 for c in concepts])
+    dense, sparse_ = (X @ D.T).argmax(1), strongest(W)
+    found: dict = {}
+    if (wanted >= 0).any():
+        found["top_term_accuracy_dense"] = float((dense == wanted).mean())
+        found["top_term_accuracy_sparse"] = float((sparse_ == wanted).mean())
+    if (parents >= 0).any():
+        found["top_concept_class_accuracy_dense"] = float((parents[dense] == labels).mean())
+        right = np.where(sparse_ >= 0, parents[sparse_], -1) == labels
+        found["top_concept_class_accuracy_sparse"] = float(right.mean())
+    return found
+
+
+def _example(image_id, row, w, D, T, classes, names, predicted: int) -> dict:
+    contributions = w.data * (D[w.indices] @ T[predicted])
+    order = np.argsort(-contributions, kind="stable")[:5]
+    return {
+        "id": image_id,
+        "path": row["path"],
+        "label": row["label"],
+        "term": row["term"],
+        "predicted": classes[predicted],
+        "concepts": [
+            {"name": names[w.indices[j]], "weight": float(w.data[j]), "contribution": float(contributions[j])}
+            for j in order
+        ],
+    }

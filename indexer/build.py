@@ -1,0 +1,146 @@
+"""The build: pictures → X → codes → both indexes, in one folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from indexer.coder import encode_sparse
+from indexer.config import IndexConfig
+from indexer.dense import build_dense, dense_key, save_dense
+from indexer.dictionary import make_dictionary
+from indexer.pictures import thumbnail
+from indexer.store import Contents, write_store
+from training.captions import TEMPLATES
+from training.cifar10 import CLASSES, Pictures
+from training.encoder import Encoder, SplitEmbeddings
+
+
+def index_pictures(folder: Path, pictures: Pictures, encoder: Encoder, config: IndexConfig) -> dict[str, object]:
+    """Encodes CIFAR-10 pictures and writes both indexes to `folder`; returns the index's meta data."""
+    X = encode_pictures(pictures.pixels, encoder, config.batch_size)
+    with _bar("thumbnails", len(pictures)) as step:
+        thumbnails = [_counted(thumbnail(p), step) for p in pictures.pixels]
+    described = Described(
+        paths=[f"cifar10/{s}/{name}" for s, name in zip(pictures.splits, pictures.names, strict=True)],
+        splits=list(pictures.splits),
+        labels=[CLASSES[y] for y in pictures.labels],
+        terms=list(pictures.terms),
+        hashes=[hashlib.sha256(p.tobytes()).hexdigest() for p in pictures.pixels],
+        thumbnails=thumbnails,
+    )
+    return write_index(folder, X, described, encoder, config, dataset="CIFAR-10", embedded="from the pictures")
+
+
+def index_bundled(
+    folder: Path, embeddings: SplitEmbeddings, encoder: Encoder, config: IndexConfig
+) -> dict[str, object]:
+    """Indexes the embeddings of CIFAR-10's test pictures that ship with the encoder."""
+    n = len(embeddings.X)
+    names = list(encoder.concepts)
+    described = Described(
+        paths=[f"cifar10/test/{i:05d}" for i in range(n)],
+        splits=["test"] * n,
+        labels=[CLASSES[y] for y in embeddings.labels],
+        terms=[names[t] if t >= 0 else None for t in embeddings.terms],
+        hashes=[None] * n,
+        thumbnails=[],
+    )
+    return write_index(folder, embeddings.X, described, encoder, config, dataset="CIFAR-10", embedded="bundled")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known of each picture beside its embedding; the lists are as long as X, thumbnails perhaps empty."""
+
+    paths: list[str]
+    splits: list[str | None]
+    labels: list[str | None]
+    terms: list[str | None]
+    hashes: list[str | None]
+    thumbnails: list[bytes]
+
+
+def write_index(
+    folder: Path,
+    X: np.ndarray,
+    described: Described,
+    encoder: Encoder,
+    config: IndexConfig,
+    *,
+    dataset: str,
+    embedded: str,
+) -> dict[str, object]:
+    """Codes X (n, d) and writes both indexes; the earlier index stands until the new one is whole."""
+    dictionary = make_dictionary(config.dictionary, encoder)
+    T = encoder.encode_concepts(CLASSES)
+    with _bar("code", len(X)) as step:
+        codes = encode_sparse(X, dictionary.D, config.coder, device=encoder.device, progress=step)
+    index, key = build_dense(X, config.dense), dense_key(X, config.dense)
+    meta: dict[str, object] = {
+        "dataset": dataset,
+        "embedded": embedded,
+        "encoder_name": encoder.name,
+        "encoder_source": encoder.source,
+        "encoder_fingerprint": encoder.fingerprint,
+        "trained_on": encoder.trained_on,
+        "dictionary": dictionary.source,
+        "dictionary_fingerprint": dictionary.fingerprint,
+        "templates": list(TEMPLATES),
+        "l1": config.coder.l1,
+        "coder": asdict(config.coder),
+        "dense_factory": config.dense,
+        "dense_key": key,
+    }
+    contents = Contents(
+        X=X,
+        W=codes.W,
+        D=dictionary.D,
+        T=T,
+        classes=list(CLASSES),
+        names=dictionary.names,
+        aliases=dictionary.aliases,
+        parents=dictionary.parents,
+        source=dictionary.source,
+        paths=described.paths,
+        splits=described.splits,
+        labels=described.labels,
+        terms=described.terms,
+        hashes=described.hashes,
+        l1=codes.l1,
+        gap=codes.gap,
+        thumbnails=described.thumbnails,
+        meta=meta,
+    )
+    print("writing the index ...", file=sys.stderr)
+    write_store(folder, contents)
+    save_dense(folder, index, key)
+    return {**meta, "n": len(X), "m": len(dictionary.D), "nnz_mean": codes.W.nnz / max(1, len(X))}
+
+
+def encode_pictures(pixels: np.ndarray, encoder: Encoder, batch_size: int) -> np.ndarray:
+    """uint8 pictures (n, s, s, 3) → X (n, d), with a progress bar."""
+    parts = [np.zeros((0, encoder.dim), np.float32)]
+    with _bar("encode", len(pixels)) as step:
+        for i in range(0, len(pixels), batch_size):
+            parts.append(encoder.encode_images(pixels[i : i + batch_size]))
+            step(len(parts[-1]))
+    return np.concatenate(parts)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    with tqdm(total=total, desc=f"{what:<10}", unit="pic", file=sys.stderr, mininterval=0.5) as bar:
+        yield bar.update
+
+
+def _counted(value: bytes, step: Callable[[int], object]) -> bytes:
+    step(1)
+    return value

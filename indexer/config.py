@@ -1,0 +1,30 @@
+"""The settings of an index and their defaults; light, so that `--help` can show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class CoderConfig:
+    """Settings of the coder, saved with an index.
+
+    l1: the penalty; relative: whether λ_i = l1 · λ_max(x_i), so that no code is empty for l1 < 1, or λ_i = l1.
+    tol: the relative duality gap that is asked for. working_set: atoms a row starts with.
+    """
+
+    l1: float = 0.7
+    relative: bool = True
+    tol: float = 1e-4
+    working_set: int = 32
+    sweeps: int = 20
+    max_rounds: int = 200
+    batch_size: int = 4096
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    dictionary: str = "terms"
+    dense: str = "Flat"
+    coder: CoderConfig = field(default_factory=CoderConfig)
+    batch_size: int = 500

@@ -1,0 +1,68 @@
+"""The dense index: FAISS over unit rows, inner product.
+
+`dense.faiss` is a cache of the store's vectors. FAISS loads a damaged file without a word, so 64 bytes
+follow its own (which `faiss.read_index` ignores): the key of the vectors it was built from, which the store
+holds too, and a SHA-256 of the file. Missing, stale or damaged, it is built again from the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from indexer.store import Store
+from training.errors import CallError, SparsightError
+from training.files import write_whole
+
+FILE = "dense.faiss"
+
+
+def build_dense(X: np.ndarray, factory: str = "Flat"):
+    """Builds a FAISS index of any `index_factory` description over X (n, d) unit rows, by inner product."""
+    import faiss
+
+    try:
+        index = faiss.index_factory(X.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        X = np.ascontiguousarray(X, np.float32)
+        if not index.is_trained:
+            index.train(X)
+        index.add(X)
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).strip().splitlines()[-1] if str(e).strip() else "its size does not fit"
+        raise CallError(f"FAISS cannot build {factory!r} over {len(X)} × {X.shape[1]}: {reason}") from e
+    return index
+
+
+def dense_key(X: np.ndarray, factory: str) -> str:
+    """The checksum that ties a FAISS file to the vectors and the description it was built from."""
+    return hashlib.sha256(factory.encode() + b"\0" + np.ascontiguousarray(X, np.float32).tobytes()).hexdigest()
+
+
+def save_dense(folder: Path, index, key: str) -> None:
+    import faiss
+
+    body = faiss.serialize_index(index).tobytes() + bytes.fromhex(key)
+    try:
+        write_whole(folder / FILE, body + hashlib.sha256(body).digest())
+    except OSError as e:
+        raise SparsightError(f"cannot write {folder / FILE}: {e.strerror}") from e
+
+
+def load_dense(store: Store):
+    """Opens the dense index of a store; builds it anew from the store's vectors where the file cannot be trusted."""
+    import faiss
+
+    key, path = store.meta["dense_key"], store.folder / FILE
+    try:
+        data = path.read_bytes()
+    except OSError:
+        data = b""
+    if len(data) > 64 and data[-64:-32].hex() == key and hashlib.sha256(data[:-32]).digest() == data[-32:]:
+        return faiss.deserialize_index(np.frombuffer(data[:-64], np.uint8))
+    index = build_dense(store.embeddings(), store.meta["dense_factory"])
+    with suppress(SparsightError):  # a read-only folder: the cache is rebuilt next time, the answers are the same
+        save_dense(store.folder, index, key)
+    return index

@@ -1,0 +1,1 @@
+"""Queries against both indexes, explanations, and their commands."""

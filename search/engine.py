@@ -1,0 +1,295 @@
+"""Queries against both indexes, and why each hit was found.
+
+A query is a vector t in the encoder's space: a text's embedding, a picture's, or a sum of atoms. The dense
+index scores `x·t` (FAISS); the sparse one `(w D)·t = w·(D t)`: t becomes one score for each concept, and a
+picture's score is the sum of its concepts' contributions `w_j (D t)_j`, which is its explanation as well.
+Concept queries read only those concepts' postings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy import sparse
+
+from indexer.store import Concept, Store
+from training.errors import CallError, SparsightError
+
+if TYPE_CHECKING:
+    from training.encoder import Encoder
+
+Mode = Literal["dense", "sparse"]
+
+
+@dataclass(frozen=True)
+class ConceptWeight:
+    """A concept of one picture: its weight w_j in the code, and what it adds to the score, w_j (D t)_j."""
+
+    name: str
+    weight: float
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found picture. The contributions of a sparse hit add up to its score; a dense hit's are those its code
+    would give, the rest of its score lying outside the concepts."""
+
+    rank: int
+    id: int
+    score: float
+    path: str
+    label: str | None
+    concepts: list[ConceptWeight]
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Classes with their scores, best first, and the concepts' contributions to the best one's score."""
+
+    label: str
+    scores: list[tuple[str, float]]
+    concepts: list[ConceptWeight]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One picture for one text: dense score x·t, sparse score (w D)·t, and each concept's part in the latter."""
+
+    target: str
+    label: str | None
+    text: str
+    dense_score: float
+    sparse_score: float
+    cosine: float  # of x and w D: how much of the embedding the concepts hold
+    concepts: list[ConceptWeight]
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Ids of the k largest scores (n,), largest first, ties by id: always the same answer."""
+    k = min(k, len(scores))
+    if k == 0:
+        return np.zeros(0, np.int64)
+    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    candidates = np.flatnonzero(scores >= kth)
+    return candidates[np.lexsort((candidates, -scores[candidates]))][:k]
+
+
+def sparse_search(W: sparse.csr_matrix, s: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k pictures with the largest `W s` for concept scores s (m,): ids and scores."""
+    scores = W @ s.astype(np.float32)
+    ids = top_k(scores, k)
+    return ids, scores[ids]
+
+
+class Searcher:
+    """An open index and, once a query needs it, the encoder that it was built with."""
+
+    def __init__(self, folder: Path | str, encoder: str | None = None, device: str = "auto"):
+        self.store = Store(folder)
+        self._encoder_name, self._device = encoder, device
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        from training.device import pick_device
+        from training.encoder import load_encoder
+
+        meta = self.store.meta
+        encoder = load_encoder(self._encoder_name or meta["encoder_source"], pick_device(self._device))
+        if encoder.fingerprint != meta["encoder_fingerprint"]:
+            raise SparsightError(
+                f"{self.store.folder} was built with encoder {meta['encoder_name']} "
+                f"({meta['encoder_fingerprint'][:12]}), not with {encoder.name} ({encoder.fingerprint[:12]}); "
+                "name that one with --encoder, or rebuild the index"
+            )
+        return encoder
+
+    @cached_property
+    def D(self) -> np.ndarray:
+        return self.store.dictionary()
+
+    @cached_property
+    def W(self) -> sparse.csr_matrix:
+        return self.store.codes()
+
+    @cached_property
+    def concepts(self) -> list[Concept]:
+        return self.store.concepts()
+
+    @cached_property
+    def dense(self):
+        from indexer.dense import load_dense
+
+        return load_dense(self.store)
+
+    def search_text(self, text: str, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
+        """The pictures that a text describes best."""
+        return self.search_vector(self.embed_text(text), k, mode)
+
+    def search_picture(self, target: str, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
+        """The pictures most like one: a file, or an id or path in the index.
+
+        On the sparse side t is the picture's own reconstruction w D, so that only its concepts speak.
+        """
+        x, _ = self.embed_target(target)
+        if mode == "sparse":
+            ids, weights = self.code(x)
+            if not len(ids):
+                raise SparsightError(f"{target} has no concept of the index's dictionary: nothing to search by")
+            x = weights @ self.D[ids]
+            x = x / np.linalg.norm(x)
+        return self.search_vector(x, k, mode)
+
+    def search_concepts(self, names: list[str], k: int = 10, mode: Mode = "sparse") -> list[Hit]:
+        """The pictures that the named concepts make up most; sparse scores are summed weights."""
+        ids = [self.concept_id(name) for name in names]
+        _check_k(k)
+        if mode == "dense":
+            t = self.D[ids].sum(0)
+            return self.search_vector(t / np.linalg.norm(t), k, mode)
+        found = self.store.postings(ids, k)
+        s = np.zeros(len(self.concepts), np.float32)
+        s[ids] = 1.0
+        return self._hits([i for i, _ in found], [w for _, w in found], s)
+
+    def search_vector(self, t: np.ndarray, k: int, mode: Mode) -> list[Hit]:
+        """The k best pictures for a unit vector t (d,)."""
+        _check_k(k)
+        s = self.D @ t
+        if mode == "dense":
+            scores, ids = self.dense.search(t[None].astype(np.float32), min(k, len(self.store)))
+            kept = ids[0] >= 0
+            return self._hits(ids[0][kept].tolist(), scores[0][kept].tolist(), s)
+        found, values = sparse_search(self.W, s, k)
+        return self._hits(found.tolist(), values.tolist(), s)
+
+    def classify(self, target: str, classes: list[str] | None = None, mode: Mode = "sparse") -> Classification:
+        """Zero-shot: the class whose prompts' embedding scores highest (the index's classes, or those given)."""
+        names, T = self.store.classes() if classes is None else (classes, self.encoder.encode_concepts(classes))
+        x, image_id = self.embed_target(target)
+        ids, weights = self.code(x, image_id)
+        scores = T @ (x if mode == "dense" else weights @ self.D[ids] if len(ids) else np.zeros_like(x))
+        order = np.argsort(-scores, kind="stable")
+        contributions = self._contributions(ids, weights, self.D[ids] @ T[order[0]])
+        return Classification(names[order[0]], [(names[i], float(scores[i])) for i in order], contributions)
+
+    def explain(self, target: str, text: str | None = None) -> Explanation:
+        """Why a picture is found by a text; without one, why it is given its class."""
+        x, image_id = self.embed_target(target)
+        ids, weights = self.code(x, image_id)
+        if text is None:
+            names, T = self.store.classes()
+            scores = T @ x
+            text, t = names[int(scores.argmax())], T[int(scores.argmax())]
+        else:
+            t = self.embed_text(text)
+        r = weights @ self.D[ids] if len(ids) else np.zeros_like(x)
+        row = self.store.images([image_id])[0] if image_id is not None else None
+        return Explanation(
+            target=str(row["path"]) if row else target,
+            label=str(row["label"]) if row and row["label"] is not None else None,
+            text=text,
+            dense_score=float(x @ t),
+            sparse_score=float(r @ t),
+            cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)),
+            concepts=self._contributions(ids, weights, self.D[ids] @ t),
+        )
+
+    def near_concepts(self, word: str, k: int = 10) -> list[tuple[str, float]]:
+        """The concepts nearest to a word by cosine; a word that is no concept is embedded."""
+        _check_k(k)
+        try:
+            t = self.D[self.concept_id(word)]
+        except CallError:
+            t = self.encoder.encode_concepts([_text(word)])[0]
+        cosines = self.D @ t
+        return [(self.concepts[i].name, float(cosines[i])) for i in top_k(cosines, k)]
+
+    def concept_id(self, name: str) -> int:
+        """The id of a concept by its name or alias; `CallError` with near names where there is none."""
+        known: dict[str, int] = {}
+        for c in self.concepts:
+            for n in (c.name, *c.aliases):
+                known.setdefault(n.casefold(), c.id)
+        wanted = " ".join(name.split()).casefold()
+        if wanted in known:
+            return known[wanted]
+        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
+        near += [n for n in known if wanted and wanted in n and n not in near][:3]
+        hint = f"; near ones: {', '.join(near)}" if near else "; `sparsight concepts` lists them"
+        raise CallError(f"unknown concept {name!r}{hint}")
+
+    def embed_text(self, text: str) -> np.ndarray:
+        return self.encoder.encode_texts([_text(text)])[0]
+
+    def embed_target(self, target: str) -> tuple[np.ndarray, int | None]:
+        """x (d,) of a picture file, or of a picture of the index by id or path (then with its id)."""
+        image_id = self.image_id(target)
+        if image_id is not None:
+            return self.store.embeddings_of([image_id])[0], image_id
+        if not Path(target).exists():
+            raise SparsightError(f"{target} is neither a file nor a picture of the index (an id or a path in it)")
+        from indexer.pictures import read_picture
+
+        return self.encoder.encode_images(read_picture(target, self.encoder.image_size)[None])[0], None
+
+    def image_id(self, target: str) -> int | None:
+        if target.isascii() and target.isdigit():
+            if int(target) >= len(self.store):
+                raise CallError(f"no picture {target} in the index: ids run from 0 to {len(self.store) - 1}")
+            return int(target)
+        return self.store.find_path(target)
+
+    def code(self, x: np.ndarray, image_id: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Concept ids and weights of a picture: the index's where it is in it, else coded with the same settings."""
+        if image_id is not None:
+            return self.store.codes_of([image_id])[0]
+        from indexer.coder import encode_sparse
+        from indexer.config import CoderConfig
+
+        W = encode_sparse(x[None], self.D, CoderConfig(**json.loads(self.store.meta["coder"]))).W
+        return W.indices, W.data
+
+    def _hits(self, ids: list[int], scores: list[float], s: np.ndarray) -> list[Hit]:
+        hits = []
+        codes = self.store.codes_of(ids)
+        rows = self.store.images(ids)
+        for rank, (row, score, (js, weights)) in enumerate(zip(rows, scores, codes, strict=True), 1):
+            label = None if row["label"] is None else str(row["label"])
+            concepts = self._contributions(js, weights, s[js])
+            hits.append(Hit(rank, int(str(row["image_id"])), float(score), str(row["path"]), label, concepts))
+        return hits
+
+    def _contributions(self, ids: np.ndarray, weights: np.ndarray, s: np.ndarray) -> list[ConceptWeight]:
+        parts = [
+            ConceptWeight(self.concepts[j].name, float(w), float(w * c))
+            for j, w, c in zip(ids, weights, s, strict=True)
+        ]
+        return sorted(parts, key=lambda p: -abs(p.contribution))
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise CallError(f"k is {k}: it must be at least 1")
+
+
+def _text(text: str) -> str:
+    text = " ".join(text.split())
+    if not text:
+        raise CallError("the query is empty: give a word or a few")
+    return text

@@ -1,0 +1,83 @@
+"""Results for people: tables, pictures in a terminal, and a contact sheet."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from search.engine import ConceptWeight, Hit
+from training.errors import SparsightError
+from training.files import write_whole
+
+CELL = 128  # pixels a side of a picture on the sheet
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """Left-aligned columns, as wide as their widest cell; the last one is cut at the terminal's edge."""
+    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+    edge = max(60, shutil.get_terminal_size((120, 24)).columns)
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (header, *rows)]
+    return "\n".join(line if len(line) <= edge else line[: edge - 1] + "…" for line in lines)
+
+
+def concepts_line(concepts: Sequence[ConceptWeight], most: int = 4) -> str:
+    return ", ".join(f"{c.name} {c.contribution:+.2f}" for c in concepts[:most])
+
+
+def hits_table(hits: Sequence[Hit]) -> str:
+    rows = [[str(h.rank), f"{h.score:.3f}", h.label or "-", str(h.id), h.path, concepts_line(h.concepts)] for h in hits]
+    return table(rows, ["", "score", "label", "id", "path", "concepts (what each adds to the score)"])
+
+
+def terminal_shows_pictures(stream) -> bool:
+    return stream.isatty() and os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
+
+
+def terminal_pictures(thumbnails: Sequence[bytes], width: int = 16) -> str:
+    """Pictures side by side, two pixels a character (a half block in 24-bit colour)."""
+    per_line = max(1, shutil.get_terminal_size((120, 24)).columns // (width + 1))
+    out = []
+    for start in range(0, len(thumbnails), per_line):
+        pictures = [_open(t).resize((width, width)) for t in thumbnails[start : start + per_line]]
+        for y in range(0, width, 2):
+            line = []
+            for p in pictures:
+                for x in range(width):
+                    above, below = p.getpixel((x, y)), p.getpixel((x, y + 1))
+                    line.append("\x1b[38;2;{};{};{};48;2;{};{};{}m▀".format(*above, *below))
+                line.append("\x1b[0m ")
+            out.append("".join(line))
+    return "\n".join(out)
+
+
+def write_sheet(path: Path, thumbnails: Sequence[bytes], captions: Sequence[str], columns: int = 5) -> None:
+    """Writes a contact sheet: pictures in rows of `columns`, a caption under each."""
+    columns = min(columns, len(thumbnails))
+    lines = -(-len(thumbnails) // columns)
+    sheet = Image.new("RGB", (columns * (CELL + 8) + 8, lines * (CELL + 28) + 8), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (thumbnail, caption) in enumerate(zip(thumbnails, captions, strict=True)):
+        x, y = 8 + i % columns * (CELL + 8), 8 + i // columns * (CELL + 28)
+        sheet.paste(_open(thumbnail).resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x, y + CELL + 4), _fitted(draw, caption), fill="black")
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    try:
+        write_whole(path, out.getvalue())
+    except OSError as e:
+        raise SparsightError(f"cannot write the sheet {path}: {e.strerror}") from e
+
+
+def _fitted(draw: ImageDraw.ImageDraw, text: str) -> str:
+    while text and draw.textlength(text) > CELL:
+        text = text[:-1]
+    return text
+
+
+def _open(thumbnail: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(thumbnail), formats=("JPEG",)).convert("RGB")

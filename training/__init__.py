@@ -1,0 +1,1 @@
+"""Encoders: captions, towers, the objective and the training loop; loading any encoder."""

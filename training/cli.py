@@ -1,0 +1,153 @@
+"""The command line's common parts, and `sparsight train`.
+
+Heavy libraries are imported inside the commands: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from training.config import EncoderConfig, TrainConfig
+from training.errors import CallError, SparsightError
+
+index_option = click.option(
+    "--index",
+    "index_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="index",
+    envvar="SPARSIGHT_INDEX",
+    show_default=True,
+    show_envvar=True,
+    help="Folder of the index.",
+)
+data_option = click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="data",
+    envvar="SPARSIGHT_DATA",
+    show_default=True,
+    show_envvar=True,
+    help="Folder that holds (or will hold) cifar-10-batches-py.",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where torch computes.",
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+k_option = click.option("-k", type=int, default=10, show_default=True, help="How many to return.")
+
+
+class _OneLineErrors(click.Command):
+    """Every fault is one line on stderr, with its exit code: 1, 2, or 130 when interrupted; never a traceback."""
+
+    def main(self, args=None, prog_name=None, complete_var=None, standalone_mode=True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        try:
+            code = super().main(args, prog_name, complete_var, False, **extra)
+            sys.stdout.flush()
+            sys.exit(code if isinstance(code, int) else 0)
+        except SparsightError as e:
+            self._fail(str(e), e.exit_code)
+        except click.UsageError as e:
+            command = e.ctx.command_path if e.ctx else "sparsight"
+            self._fail(f"{e.format_message()} (see {command} --help)", 2)
+        except click.ClickException as e:
+            self._fail(e.format_message(), e.exit_code)
+        except click.Abort:
+            self._fail("interrupted", 130)
+        except BrokenPipeError:  # the reader, `head` say, has what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except MemoryError:
+            self._fail("out of memory", 1)
+
+    def _fail(self, message: str, code: int) -> None:
+        click.echo("Error: " + " ".join(message.split()), err=True)
+        sys.exit(code)
+
+
+class Command(_OneLineErrors):
+    """A click command with one-line errors."""
+
+
+class Group(_OneLineErrors, click.Group):
+    """A click group with one-line errors."""
+
+    command_class = Command
+
+
+@click.command(cls=Command)
+@data_option
+@click.option("--out", type=click.Path(path_type=Path), default="runs/encoder", show_default=True, help="Run folder.")
+@click.option("--image-tower", default=EncoderConfig.image_tower, show_default=True, help="Any timm model name.")
+@click.option("--pretrained", is_flag=True, help="Start the image tower from timm's weights.")
+@click.option(
+    "--sizes",
+    default=",".join(f"{side}x{epochs}" for side, epochs in TrainConfig.sizes),
+    show_default=True,
+    help="Pixels a side and epochs, one stretch after another.",
+)
+@click.option("--batch-size", type=click.IntRange(2), default=TrainConfig.batch_size, show_default=True)
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    default=TrainConfig.lr,
+    show_default=True,
+    help="Peak rate of Muon, for the convolutions.",
+)
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
+@click.option("--limit", type=click.IntRange(2), default=None, help="Train on the first N pictures only.")
+@device_option
+@seed_option
+def train(
+    data_dir: Path,
+    out: Path,
+    image_tower: str,
+    pretrained: bool,
+    sizes: str,
+    batch_size: int,
+    lr: float,
+    precision: str,
+    limit: int | None,
+    device: str,
+    seed: int,
+) -> None:
+    """Trains an encoder on CIFAR-10's captions; a stopped run goes on where it ended."""
+    from training.cifar10 import load_cifar10
+    from training.device import pick_device
+    from training.loop import train as run_training
+
+    encoder = EncoderConfig(name=f"{image_tower}-cifar10", image_tower=image_tower)
+    config = TrainConfig(
+        encoder=encoder, pretrained=pretrained, seed=seed, batch_size=batch_size, lr=lr, sizes=parse_sizes(sizes)
+    )
+    chosen = pick_device(device)
+    pictures = load_cifar10(data_dir, ("train",))
+    if limit:
+        pictures = pictures.first(limit)
+    bf16 = {"auto": None, "bf16": True, "fp32": False}[precision]
+    click.echo(f"training {image_tower} on {len(pictures)} pictures, on {chosen}, into {out}", err=True)
+    run_training(pictures, config, out, device=chosen, bf16=bf16, held_out=load_cifar10(data_dir, ("test",)))
+    click.echo(str(out))
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """ "24x5,32x4" → ((24, 5), (32, 4)): pixels a side, epochs."""
+    try:
+        sizes = tuple((int(a), int(b)) for a, b in (part.split("x") for part in text.split(",")))
+    except ValueError as e:
+        raise CallError(f'--sizes {text!r}: expected pixels and epochs, as "24x5,32x4"') from e
+    if any(side < 8 or epochs < 1 for side, epochs in sizes):
+        raise CallError(f"--sizes {text!r}: at least 8 pixels a side and 1 epoch")
+    return sizes

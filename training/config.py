@@ -1,0 +1,63 @@
+"""The settings of an encoder and of its training, and their defaults; light, so that `--help` can show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What must be known to rebuild an encoder; saved as JSON beside its weights."""
+
+    name: str = "conv32-cifar10"
+    image_tower: str = "conv32"  # any timm model name
+    image_size: int = 32
+    dim: int = 256
+    text_width: int = 128
+    text_layers: int = 2
+    vocab_size: int = 1024
+    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
+    flip_average: bool = True  # embed a picture as the mean of itself and its mirror image
+    trained_on: str = "CIFAR-10 train split, captions of class and search term"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    term_weight: float = 0.4
+    structure_weight: float = 1.0
+    own_direction: float = 0.6  # length of a term's own direction beside its class's unit direction
+    code_weight: float = 0.5
+    fidelity_weight: float = 0.2
+    penalties: tuple[float, float] = (0.3, 0.9)  # range of ρ, the penalty as a fraction of each picture's λ_max
+    code_steps: int = 12
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a run; saved as JSON beside the weights."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sizes: tuple[tuple[int, int], ...] = ((20, 2), (24, 5), (28, 2), (32, 4))  # (pixels a side, epochs)
+    batch_size: int = 1000
+    lr: float = 0.15  # Muon, convolutions
+    head_lr: float = 5e-3  # AdamW, the image tower's projection and biases
+    text_lr: float = 2e-3  # AdamW, the text tower and the temperature
+    warmup: float = 0.1  # of all steps
+    shift: int = 2  # pixels, of 32
+    max_scale: float = 20.0  # bound, and start, of the inverse temperature
+    pretrained: bool = False
+    seed: int = 0
+
+    @property
+    def epochs(self) -> int:
+        return sum(n for _, n in self.sizes)
+
+    def size_at(self, epoch: int) -> int:
+        for size, n in self.sizes:
+            if epoch < n:
+                return size
+            epoch -= n
+        raise IndexError(epoch)
