@@ -43,7 +43,7 @@ def evaluate(store: Store, *, split: str = "test", device: str = "cpu", seed: in
     coder = CoderConfig(**json.loads(store.meta["coder"]))
     n = len(chosen)
     train_rows = others if len(others) >= 10_000 else chosen
-    report = {
+    report: dict = {
         "dataset": {"name": store.meta["dataset"], "split": split, "n": n, "indexed": len(rows)},
         "encoder": {
             "name": store.meta["encoder_name"],

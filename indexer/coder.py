@@ -178,6 +178,6 @@ def _relative_gap(x: Tensor, residual: Tensor, W: Tensor, c_max: Tensor, l1: Ten
 
 def _to_rows(S: Tensor, W: Tensor, gap: Tensor, l1: Tensor) -> tuple[np.ndarray, ...]:
     order = S.argsort(dim=1)
-    S, W = S.gather(1, order).cpu().numpy(), W.gather(1, order).cpu().numpy()
-    keep = W > 0
-    return keep.sum(1), S[keep], W[keep], gap.cpu().numpy(), l1.cpu().numpy()
+    ids, weights = S.gather(1, order).cpu().numpy(), W.gather(1, order).cpu().numpy()
+    keep = weights > 0
+    return keep.sum(1), ids[keep], weights[keep], gap.cpu().numpy(), l1.cpu().numpy()

@@ -25,13 +25,14 @@ def read_picture(path: Path | str, size: int) -> np.ndarray:
     """
     path = Path(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as file:
+            image: Image.Image = file
             if image.width * image.height > MAX_PIXELS:
                 raise SparsightError(
                     f"{path} is too large: {image.width} × {image.height}, at most {MAX_PIXELS} pixels"
                 )
-            if image.format == "JPEG":
-                image.draft("RGB", (2 * size, 2 * size))
+            if file.format == "JPEG":
+                file.draft("RGB", (2 * size, 2 * size))
             image = ImageOps.exif_transpose(image)
             if image.has_transparency_data:
                 image = image.convert("RGBA")

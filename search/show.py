@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from search.engine import ConceptWeight, Hit
@@ -43,15 +44,13 @@ def terminal_pictures(thumbnails: Sequence[bytes], width: int = 16) -> str:
     per_line = max(1, shutil.get_terminal_size((120, 24)).columns // (width + 1))
     out = []
     for start in range(0, len(thumbnails), per_line):
-        pictures = [_open(t).resize((width, width)) for t in thumbnails[start : start + per_line]]
+        pictures = [np.asarray(_open(t).resize((width, width))) for t in thumbnails[start : start + per_line]]
         for y in range(0, width, 2):
-            line = []
+            line = ""
             for p in pictures:
-                for x in range(width):
-                    above, below = p.getpixel((x, y)), p.getpixel((x, y + 1))
-                    line.append("\x1b[38;2;{};{};{};48;2;{};{};{}m▀".format(*above, *below))
-                line.append("\x1b[0m ")
-            out.append("".join(line))
+                pairs = np.concatenate([p[y], p[y + 1]], axis=1)  # (width, 6): the upper pixel, the lower one
+                line += "".join("\x1b[38;2;{};{};{};48;2;{};{};{}m▀".format(*pair) for pair in pairs) + "\x1b[0m "
+            out.append(line)
     return "\n".join(out)
 
 

@@ -40,9 +40,9 @@ class TrainConfig:
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    sizes: tuple[tuple[int, int], ...] = ((20, 2), (24, 5), (28, 2), (32, 4))  # (pixels a side, epochs)
+    sizes: tuple[tuple[int, int], ...] = ((20, 3), (24, 6), (28, 3), (32, 4))  # (pixels a side, epochs)
     batch_size: int = 1000
-    lr: float = 0.15  # Muon, convolutions
+    lr: float = 0.12  # Muon, convolutions
     head_lr: float = 5e-3  # AdamW, the image tower's projection and biases
     text_lr: float = 2e-3  # AdamW, the text tower and the temperature
     warmup: float = 0.1  # of all steps

@@ -33,6 +33,9 @@ CONCEPTS, TEST_EMBEDDINGS = "concepts.json", "cifar10-test.safetensors"
 class DualEncoder(nn.Module):
     """The two towers and the contrastive temperature."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: EncoderConfig, tokenizer, *, pretrained: bool = False):
         import timm
 

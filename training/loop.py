@@ -34,6 +34,7 @@ from training.encoder import (
 )
 from training.errors import SparsightError
 from training.files import write_whole
+from training.image_tower import Conv32
 from training.muon import Muon
 from training.objective import objective
 from training.text_tower import train_tokenizer
@@ -56,7 +57,7 @@ class Trainer:
         tokenizer = train_tokenizer(_all_prompts(self.captions), config.encoder.vocab_size)
         self.model = DualEncoder(config.encoder, tokenizer, pretrained=config.pretrained)
         self.model = self.model.to(device).to(memory_format=torch.channels_last)
-        if hasattr(self.model.image, "init_whitening"):
+        if isinstance(self.model.image, Conv32):
             self.model.image.init_whitening(self.model.normalise(self.pixels[:5000]))
         self.model.log_scale.data.fill_(float(np.log(config.max_scale)))
         self.optimizers = make_optimizers(self.model, config)

@@ -1,0 +1,85 @@
+"""Shared fixtures: pictures made by code, a small trained encoder, indexes; and the real ones where they help."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.cifar10 import CLASSES, Pictures
+
+
+def coloured_pictures(n: int, seed: int = 0) -> Pictures:
+    """Pictures that are easy to tell apart: each class has its colour, each of its two terms a brightness."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % len(CLASSES)
+    fine = rng.integers(0, 2, n)
+    colours = np.random.default_rng(7).integers(40, 216, (len(CLASSES), 3))
+    base = colours[labels] + np.where(fine, 30, -30)[:, None]
+    pixels = np.clip(base[:, None, None] + rng.normal(0, 8, (n, 32, 32, 3)), 0, 255).astype(np.uint8)
+    names = [
+        f"{CLASSES[y] if f else 'dark_' + CLASSES[y]}_s_{i:06d}.png"
+        for i, (y, f) in enumerate(zip(labels, fine, strict=True))
+    ]
+    return Pictures(pixels, labels.astype(np.int64), names, ["train" if i % 3 else "test" for i in range(n)])
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Pictures:
+    return coloured_pictures(150)
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    from training.config import EncoderConfig, TrainConfig
+
+    encoder = EncoderConfig(
+        name="small", image_tower="conv32_small", image_size=32, dim=32, text_width=32, text_layers=1, vocab_size=300
+    )
+    return TrainConfig(encoder=encoder, sizes=((16, 2), (32, 4)), batch_size=30, lr=0.05)
+
+
+@pytest.fixture(scope="session")
+def small_encoder_dir(pictures, small_config, tmp_path_factory) -> Path:
+    import torch
+
+    from training.loop import train
+
+    folder = tmp_path_factory.mktemp("encoder")
+    train(pictures, small_config, folder, device=torch.device("cpu"), held_out=pictures.first(50))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_index(pictures, small_encoder_dir, tmp_path_factory) -> Path:
+    """An index of pictures made by code, through the small encoder, with thumbnails."""
+    from indexer.build import index_pictures
+    from indexer.config import IndexConfig
+    from training.encoder import load_encoder
+
+    folder = tmp_path_factory.mktemp("index")
+    index_pictures(folder, pictures, load_encoder(str(small_encoder_dir)), IndexConfig())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundled_index(tmp_path_factory) -> Path:
+    """What `make index` builds without CIFAR-10: the bundled embeddings of the 10,000 test pictures."""
+    from indexer.build import index_bundled
+    from indexer.config import IndexConfig
+    from training.encoder import load_encoder, load_test_embeddings
+
+    folder = tmp_path_factory.mktemp("bundled")
+    encoder = load_encoder()
+    index_bundled(folder, load_test_embeddings(encoder), encoder, IndexConfig())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar_root() -> Path:
+    root = os.environ.get("SPARSIGHT_DATA")
+    if not root or not (Path(root) / "cifar-10-batches-py").is_dir():
+        pytest.skip("needs CIFAR-10: set SPARSIGHT_DATA")
+    return Path(root)

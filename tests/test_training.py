@@ -1,0 +1,170 @@
+"""Training: the loss falls, a stopped run resumes as if undisturbed, the encoder folder is checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from indexer.coder import encode_sparse
+from indexer.config import CoderConfig
+from training.captions import fill, make_captions
+from training.cifar10 import CLASSES
+from training.config import ObjectiveConfig
+from training.encoder import load_encoder
+from training.errors import SparsightError
+from training.loop import Trainer, augment, lr_factor, train
+from training.objective import objective, unrolled_code
+
+CPU = torch.device("cpu")
+
+
+def test_the_loss_falls_on_a_handful_of_pictures(pictures, small_config, tmp_path):
+    trainer = Trainer(pictures, small_config, tmp_path, CPU, None)
+    losses = [trainer.step()["loss"] for _ in range(trainer.total_steps)]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_a_stopped_run_resumes_as_if_undisturbed(pictures, small_config, tmp_path):
+    config = replace(small_config, sizes=((12, 2),))
+    whole = Trainer(pictures, config, tmp_path / "whole", CPU, None)
+    for _ in range(8):
+        whole.step()
+    first = Trainer(pictures, config, tmp_path / "run", CPU, None)
+    for _ in range(5):
+        first.step()
+    first.save_checkpoint()
+    second = Trainer(pictures, config, tmp_path / "run", CPU, None)
+    assert second.resume()
+    assert second.steps_done == 5
+    for _ in range(3):
+        second.step()
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_an_interrupted_run_keeps_its_checkpoint(pictures, small_config, tmp_path, monkeypatch):
+    real_step, done = Trainer.step, []
+
+    def step(self):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real_step(self)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(pictures, small_config, tmp_path, device=CPU)
+    monkeypatch.undo()
+    resumed = Trainer(pictures, small_config, tmp_path, CPU, None)
+    assert resumed.resume()
+    assert resumed.steps_done == 3
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_run_of_other_settings_is_not_continued(pictures, small_config, tmp_path):
+    Trainer(pictures, small_config, tmp_path, CPU, None).save_checkpoint()
+    with pytest.raises(SparsightError, match="other settings"):
+        Trainer(pictures, replace(small_config, lr=0.01), tmp_path, CPU, None).resume()
+
+
+def test_any_timm_model_serves_as_image_tower(pictures, small_config, tmp_path):
+    config = replace(small_config, encoder=replace(small_config.encoder, image_tower="resnet10t"), sizes=((32, 1),))
+    trainer = Trainer(pictures.first(40), config, tmp_path, CPU, None)
+    assert np.isfinite(trainer.step()["loss"])
+
+
+def test_the_trained_encoder_tells_the_pictures_apart(pictures, small_encoder_dir):
+    encoder = load_encoder(str(small_encoder_dir))
+    X, T = encoder.encode_images(pictures.pixels), encoder.encode_concepts(CLASSES)
+    np.testing.assert_allclose(np.linalg.norm(X, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(T, axis=1), 1, rtol=1e-5)
+    assert ((X @ T.T).argmax(1) == pictures.labels).mean() > 0.8
+
+
+def test_unrolled_steps_approach_the_exact_code():
+    rng = np.random.default_rng(0)
+    D = F.normalize(torch.tensor(rng.normal(size=(30, 16)), dtype=torch.float32), dim=1)
+    X = F.normalize(torch.tensor(rng.normal(size=(8, 16)), dtype=torch.float32), dim=1)
+    exact = encode_sparse(X.numpy(), D.numpy(), CoderConfig(l1=0.4, tol=1e-6)).W.toarray()
+    np.testing.assert_allclose(unrolled_code(X, D, 0.4, 500).numpy(), exact, atol=1e-3)
+
+
+def test_every_part_of_the_objective_reaches_both_towers():
+    torch.manual_seed(0)
+    m = 14
+    parent = torch.cat([torch.arange(10), torch.tensor([0, 1, 2, 3])])
+    zero = {"term_weight": 0.0, "structure_weight": 0.0, "code_weight": 0.0, "fidelity_weight": 0.0}
+    for part, weight in [("term_weight", 1), ("structure_weight", 1), ("code_weight", 1), ("fidelity_weight", 1)]:
+        raw_x, raw_d = torch.randn(6, 8, requires_grad=True), torch.randn(m, 8, requires_grad=True)
+        labels = torch.arange(6)
+        args = (torch.tensor(10.0), parent, labels, labels + 8)
+        gradients = []
+        for settings in (zero, {**zero, part: weight}):
+            loss, _ = objective(
+                F.normalize(raw_x, dim=1), F.normalize(raw_d, dim=1), *args, ObjectiveConfig(**settings), 0.5
+            )
+            gradients.append(torch.autograd.grad(loss, raw_d)[0])
+        assert (gradients[1] - gradients[0]).abs().max() > 1e-6, part
+
+
+def test_augmentation_mirrors_every_second_epoch_and_keeps_the_range(pictures):
+    x = torch.as_tensor(pictures.pixels[:16]).permute(0, 3, 1, 2)
+    rows, rng = torch.arange(16), np.random.default_rng(0)
+    even, odd = (augment(x, rows, epoch, 32, 0, rng) for epoch in (0, 1))
+    torch.testing.assert_close(even, odd.flip(3))
+    shifted = augment(x, rows, 0, 24, 2, rng)
+    assert shifted.shape == (16, 3, 24, 24)
+    assert 0 <= shifted.min() <= shifted.max() <= 255.01
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    factors = [lr_factor(i / 100, 0.1) for i in range(101)]
+    assert max(factors) == pytest.approx(1)
+    assert factors[100] == 0
+    assert np.argmax(factors) == 10
+
+
+def test_captions_hold_both_grains(pictures):
+    captions = make_captions(pictures)
+    assert captions.concepts[: len(CLASSES)] == list(CLASSES)
+    assert len(set(captions.concepts)) == len(captions.concepts) == 20
+    for term, label, concept in zip(pictures.terms, pictures.labels, captions.of_term, strict=True):
+        assert captions.concepts[concept] == term
+        assert captions.parent[concept] == label
+
+
+def test_prompts_mind_their_article():
+    assert fill("a photo of a {}.", "airplane") == "a photo of an airplane."
+    assert fill("a {}.", "cat") == "a cat."
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "nan", "config", "tokenizer", "absent"])
+def test_a_damaged_encoder_folder_is_named(small_encoder_dir, tmp_path, fault):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "encoder"
+    shutil.copytree(small_encoder_dir, folder)
+    weights = folder / "model.safetensors"
+    if fault == "missing":
+        weights.unlink()
+    elif fault == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif fault == "nan":
+        tensors = load_file(weights)
+        tensors["image.head.weight"][0, 0] = float("nan")
+        save_file(tensors, weights)
+    elif fault == "config":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "dim": 48}))
+    elif fault == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    else:
+        shutil.rmtree(folder)
+    with pytest.raises(SparsightError, match=r"encoder in .*encoder"):
+        load_encoder(str(folder))
