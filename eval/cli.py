@@ -4,36 +4,82 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from indexer.cli import index
 from search.cli import queries
-from training.cli import Command, Group, device_option, index_option, json_option, seed_option, train
+from training.cli import Command, Group, data_option, device_option, index_option, json_option, seed_option, train
+from training.errors import SparsightError
+
+if TYPE_CHECKING:
+    from training.cifar10 import Pictures
 
 
 @click.command("eval", cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Report folder.")
 @click.option("--split", default="test", show_default=True, help="Which pictures to judge by.")
 @click.option("--examples", type=click.IntRange(0), default=8, show_default=True, help="Right and wrong ones, each.")
+@click.option(
+    "--corrupted",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Test pictures of CIFAR-10 to judge under corruption; 0 for none.",
+)
 @index_option
+@data_option
 @device_option
 @seed_option
 @json_option
-def evaluate(out: Path, split: str, examples: int, index_dir: Path, device: str, seed: int, as_json: bool) -> None:
-    """Writes the report: accuracy, the λ sweep, memory, rivals, examples; dense against sparse."""
+def evaluate(
+    out: Path,
+    split: str,
+    examples: int,
+    corrupted: int,
+    index_dir: Path,
+    data_dir: Path,
+    device: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Writes the report: accuracy, the λ sweep, memory, rivals, open words, corruptions; dense against sparse."""
     from eval.evaluate import evaluate as measure
     from eval.report import summary, write_report
-    from indexer.store import Store
+    from search.engine import Searcher
     from training.device import pick_device
 
     chosen = str(pick_device(device))
-    with Store(index_dir) as store:
-        report = measure(store, split=split, device=chosen, seed=seed, examples=examples)
+    with Searcher(index_dir, None, chosen) as searcher:
+        store = searcher.store
+        encoder, pictures = None, None
+        try:
+            encoder = searcher.encoder
+            pictures = _test_pictures(data_dir, corrupted, seed) if store.meta["dataset"] == "CIFAR-10" else None
+        except SparsightError as e:
+            click.echo(
+                f"left out, for {'want of the encoder' if encoder is None else 'want of pictures'}: {e}", err=True
+            )
+        report = measure(
+            store, split=split, device=chosen, seed=seed, examples=examples, encoder=encoder, pictures=pictures
+        )
         ids = [e["id"] for kind in report["concepts"]["examples"].values() for e in kind]
         write_report(out, report, store.thumbnails(ids))
     click.echo(json.dumps(report) if as_json else summary(report))
     click.echo(f"wrote {out / 'report.json'} and {out / 'index.html'}", err=True)
+
+
+def _test_pictures(root: Path, n: int, seed: int) -> Pictures | None:
+    """n pictures of CIFAR-10's test split, drawn at random."""
+    import numpy as np
+
+    from training.cifar10 import load_cifar10
+
+    if not n:
+        return None
+    pictures = load_cifar10(root, ("test",), download=False)
+    return pictures.take(np.sort(np.random.default_rng(seed).permutation(len(pictures))[:n]))
 
 
 @click.group(cls=Group)

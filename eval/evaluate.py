@@ -1,4 +1,5 @@
-"""The report's numbers, all from the two indexes of one store; no encoder is needed."""
+"""The report's numbers. Nearly all come from the two indexes of one store alone; the figures for open words and
+for corrupted pictures need the encoder, and the latter the pictures too."""
 
 from __future__ import annotations
 
@@ -6,24 +7,43 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 from tqdm import tqdm
 
-from eval.metrics import compact_bytes, csr_bytes, mcnemar, reconstruct, row_cosines, strongest, wilson
+from eval.corruptions import robustness
+from eval.metrics import compact_bytes, compacted, csr_bytes, mcnemar, reconstruct, row_cosines, strongest, wilson
+from eval.open_words import open_words
+from eval.retrieval import neighbours, retrieval
 from eval.rivals import rivals
 from indexer.coder import encode_sparse
 from indexer.config import CoderConfig
 from indexer.store import Store
+from training.cifar10 import CLASSES, Pictures
+from training.encoder import Encoder
 from training.errors import SparsightError
 
-SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+SYNONYMS = 0.9  # cosine of two concepts' atoms from which the synonym-aware figure takes them as one
 
 
-def evaluate(store: Store, *, split: str = "test", device: str = "cpu", seed: int = 0, examples: int = 8) -> dict:
+def evaluate(
+    store: Store,
+    *,
+    split: str = "test",
+    device: str = "cpu",
+    seed: int = 0,
+    examples: int = 8,
+    encoder: Encoder | None = None,
+    pictures: Pictures | None = None,
+) -> dict:
     """Returns the report (DESIGN's keys) for the labelled pictures of a split.
+
+    encoder: the index's, for the figures on open words; pictures: labelled pictures that it did not train on,
+    for those on corruption.
 
     Raises `SparsightError` where the split holds no labelled picture.
     """
@@ -42,6 +62,17 @@ def evaluate(store: Store, *, split: str = "test", device: str = "cpu", seed: in
     dense_right, sparse_right = dense_scores.argmax(1) == labels, sparse_scores.argmax(1) == labels
     coder = CoderConfig(**json.loads(store.meta["coder"]))
     n = len(chosen)
+    terms = np.array([str(rows[i]["term"]) for i in chosen])
+    dense_neighbours = neighbours(X)
+
+    def judge(A: np.ndarray) -> dict[str, float]:
+        """What a representation A (n, d) of the same pictures is worth."""
+        return {
+            "accuracy": float(((A @ T.T).argmax(1) == labels).mean()),
+            "cosine_mean": float(row_cosines(X, A).mean()),
+            **retrieval(A, labels, terms, dense_neighbours),
+        }
+
     train_rows = others if len(others) >= 10_000 else chosen
     report: dict = {
         "dataset": {"name": store.meta["dataset"], "split": split, "n": n, "indexed": len(rows)},
@@ -68,6 +99,7 @@ def evaluate(store: Store, *, split: str = "test", device: str = "cpu", seed: in
             "empty": int((np.diff(W.indptr) == 0).sum()),
             "cosine_mean": float(row_cosines(X, R).mean()),
             "max_relative_gap": float(max(float(str(rows[i]["gap"])) for i in chosen)),
+            "compact": {"bytes_per_image": compact_bytes(W) / n, **judge(reconstruct(compacted(W), D))},
         },
         "mcnemar_p": mcnemar(dense_right, sparse_right),
         "memory": {
@@ -84,8 +116,8 @@ def evaluate(store: Store, *, split: str = "test", device: str = "cpu", seed: in
             },
             "disk": store.disk_bytes(),
         },
-        "sweep": sweep(X, D, T, labels, coder, device),
-        "rivals": rivals(X, X_all[train_rows], T, D, labels, seed),
+        "sweep": sweep(X, D, judge, coder, device),
+        "rivals": rivals(X, X_all[train_rows], D, judge, seed),
         "rivals_trained_on": "pictures outside the split" if train_rows is others else "the split itself",
         "concepts": concept_quality(X, W, D, labels, classes, concepts, [rows[i]["term"] for i in chosen]),
         "hardware": {
@@ -97,6 +129,21 @@ def evaluate(store: Store, *, split: str = "test", device: str = "cpu", seed: in
         },
         "versions": {p: version(p) for p in ("sparsight", "torch", "faiss-cpu", "duckdb", "scipy", "numpy")},
     }
+    if encoder is not None and classes == list(CLASSES):
+        groups = np.array(classes)[labels]
+        report["open_words"] = open_words(encoder.encode_texts, X, R, D, groups)
+    if encoder is not None and pictures is not None:
+        report["corruptions"] = {
+            "n": len(pictures),
+            "rows": robustness(
+                pictures.pixels,
+                pictures.labels,
+                lambda p: np.concatenate([encoder.encode_images(p[i : i + 500]) for i in range(0, len(p), 500)]),
+                lambda A: reconstruct(encode_sparse(A, D, coder, device=device).W, D),
+                T,
+                seed,
+            ),
+        }
     names = [c.name for c in concepts]
     kinds = {"correct": np.flatnonzero(sparse_right), "wrong": np.flatnonzero(~sparse_right)}
     rng = np.random.default_rng(seed)
@@ -110,19 +157,20 @@ def evaluate(store: Store, *, split: str = "test", device: str = "cpu", seed: in
     return report
 
 
-def sweep(X: np.ndarray, D: np.ndarray, T: np.ndarray, labels: np.ndarray, coder: CoderConfig, device: str) -> list:
-    """Codes X at each relative penalty of SWEEP: what more concepts buy."""
+def sweep(
+    X: np.ndarray, D: np.ndarray, judge: Callable[[np.ndarray], dict[str, float]], coder: CoderConfig, device: str
+) -> list[dict]:
+    """Codes X at each relative penalty of SWEEP; `judge` says what the codes' reconstructions are worth."""
     points = []
     for l1 in tqdm(SWEEP, desc="sweep", unit="λ", file=sys.stderr):
         codes = encode_sparse(X, D, replace(coder, l1=l1, relative=True), device=device)
-        R = reconstruct(codes.W, D)
         points.append(
             {
                 "l1": l1,
                 "nnz_mean": codes.W.nnz / len(X),
-                "accuracy": float(((R @ T.T).argmax(1) == labels).mean()),
-                "cosine_mean": float(row_cosines(X, R).mean()),
+                **judge(reconstruct(codes.W, D)),
                 "bytes_per_image": csr_bytes(codes.W) / len(X),
+                "compact_bytes_per_image": compact_bytes(codes.W) / len(X),
                 "max_relative_gap": float(codes.gap.max()),
             }
         )
@@ -142,6 +190,10 @@ def concept_quality(X, W, D, labels, classes, concepts, terms) -> dict:
     if (wanted >= 0).any():
         found["top_term_accuracy_dense"] = float((dense == wanted).mean())
         found["top_term_accuracy_sparse"] = float((sparse_ == wanted).mean())
+        near = D @ D.T >= SYNONYMS
+        for side, top in (("dense", dense), ("sparse", sparse_)):
+            same = near[np.maximum(top, 0), np.maximum(wanted, 0)] & (top >= 0) & (wanted >= 0)
+            found[f"top_term_accuracy_{side}_synonyms"] = float(same.mean())
     if (parents >= 0).any():
         found["top_concept_class_accuracy_dense"] = float((parents[dense] == labels).mean())
         right = np.where(sparse_ >= 0, parents[sparse_], -1) == labels

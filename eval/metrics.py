@@ -30,6 +30,13 @@ def compact_bytes(W: sparse.csr_matrix) -> int:
     return 3 * W.nnz + W.shape[0]
 
 
+def compacted(W: sparse.csr_matrix) -> sparse.csr_matrix:
+    """What that compact layout gives back: weights rounded to multiples of max(W) / 255, none to 0."""
+    step = W.data.max(initial=0.0) / 255 or 1.0
+    data = np.maximum(np.rint(W.data / step), 1) * step
+    return sparse.csr_matrix((data.astype(np.float32), W.indices, W.indptr), shape=W.shape)
+
+
 def reconstruct(W: sparse.csr_matrix, D: np.ndarray) -> np.ndarray:
     """W D (n, d)."""
     return np.asarray(W @ D, np.float32)

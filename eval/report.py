@@ -82,12 +82,50 @@ def summary(report: dict) -> str:
     if "top_term_accuracy_sparse" in c:
         lines.append(
             f"strongest concept = file name's term: {c['top_term_accuracy_sparse']:.4f} "
-            f"(dense nearest {c['top_term_accuracy_dense']:.4f})"
+            f"(dense nearest {c['top_term_accuracy_dense']:.4f}); synonyms counted "
+            f"{c['top_term_accuracy_sparse_synonyms']:.4f} ({c['top_term_accuracy_dense_synonyms']:.4f})"
         )
     if "top_concept_class_accuracy_sparse" in c:
         lines.append(f"strongest concept in the right class: {c['top_concept_class_accuracy_sparse']:.4f}")
-    lines += [f"rival   {r['name']:<22} {r['bytes_per_image']:>5} B  {r['accuracy']:.4f}" for r in report["rivals"]]
+    lines.append(f"{'bytes a picture':<30} accuracy  class@10  term@10  overlap@10  cosine")
+    lines += [
+        f"{r['name']:<22} {r['bytes_per_image']:>7.1f}   {r['accuracy']:.4f}    {r['class_precision']:.3f}    "
+        f"{r['term_precision']:.3f}       {r['overlap_with_dense']:.3f}   {r['cosine_mean']:.3f}"
+        for r in ladder(report)
+    ]
+    for part, o in report.get("open_words", {}).items():
+        lines.append(
+            f"open words, {part}: precision@10 dense {o['precision_dense']:.3f}, sparse {o['precision_sparse']:.3f} "
+            f"({o['queries']} queries); known score {o['known_queries_median']:.2f}, of meaningless words "
+            f"{o['known_nothing_median']:.2f}, separation {o['separation']:.3f}"
+        )
+    if "corruptions" in report:
+        means = corruption_means(report["corruptions"]["rows"])
+        lines.append(
+            f"corrupted (n = {report['corruptions']['n']}, mean of five severities): "
+            + ", ".join(f"{kind} {dense:.3f} / {sparse:.3f}" for kind, dense, sparse in means)
+            + " (dense / sparse)"
+        )
     return "\n".join(lines)
+
+
+def ladder(report: dict) -> list[dict]:
+    """Every way to keep a picture in few bytes, with the same figures for each: codes along the sweep, and rivals."""
+    codes = [
+        {**p, "name": f"sparse, l1 {p['l1']:g}", "bytes_per_image": p["compact_bytes_per_image"]}
+        for p in report["sweep"]
+    ]
+    return codes + report["rivals"]
+
+
+def corruption_means(rows: list[dict]) -> list[tuple[str, float, float]]:
+    """(kind, dense, sparse) accuracy, each kind's mean over its severities."""
+    kinds = dict.fromkeys(r["kind"] for r in rows)
+    return [
+        (kind, *(sum(r[side] for r in of_kind) / len(of_kind) for side in ("dense", "sparse")))  # type: ignore[misc]
+        for kind in kinds
+        if (of_kind := [r for r in rows if r["kind"] == kind])
+    ]
 
 
 def page(report: dict, plot: bytes, thumbnails: dict[int, bytes]) -> str:
@@ -128,11 +166,23 @@ def page(report: dict, plot: bytes, thumbnails: dict[int, bytes]) -> str:
             ],
         ),
         "<h2>Rivals at few bytes</h2>",
-        f"<p class='note'>FAISS quantisers of the same embeddings, trained on {_e(report['rivals_trained_on'])}.</p>",
+        f"<p class='note'>Codes in the compact layout; FAISS quantisers of the same embeddings, trained on "
+        f"{_e(report['rivals_trained_on'])}; the nearest concept alone. Precision and overlap: of the ten nearest "
+        f"other pictures, those of the same class, of the same term, and those that the dense index finds too.</p>",
         _table(
-            ["code", "bytes a picture", "accuracy"],
-            [[r["name"], r["bytes_per_image"], f"{r['accuracy']:.4f}"] for r in report["rivals"]]
-            + [["sparsight, compact", f"{per:.1f}", f"{sparse['accuracy']:.4f}"]],
+            ["code", "bytes a picture", "accuracy", "class@10", "term@10", "overlap@10", "cosine"],
+            [
+                [
+                    _e(r["name"]),
+                    f"{r['bytes_per_image']:.1f}",
+                    f"{r['accuracy']:.4f}",
+                    f"{r['class_precision']:.3f}",
+                    f"{r['term_precision']:.3f}",
+                    f"{r['overlap_with_dense']:.3f}",
+                    f"{r['cosine_mean']:.3f}",
+                ]
+                for r in ladder(report)
+            ],
         ),
         "<h2>Do the concepts name the picture?</h2>",
         _table(
@@ -140,6 +190,38 @@ def page(report: dict, plot: bytes, thumbnails: dict[int, bytes]) -> str:
             [[k.replace("_", " "), f"{v:.4f}"] for k, v in concepts.items() if isinstance(v, float)],
         ),
     ]
+    if "open_words" in report:
+        parts += [
+            "<h2>Open words</h2>",
+            "<p class='note'>Queries that no caption holds; the unseen half was kept from every training choice. The "
+            "known score of a text is its cosine with the nearest concept; separation is the probability that a "
+            "query's is above a meaningless word's.</p>",
+            _table(
+                ["queries", "n", "precision@10 dense", "sparse", "known score", "of meaningless words", "separation"],
+                [
+                    [
+                        part,
+                        o["queries"],
+                        f"{o['precision_dense']:.3f}",
+                        f"{o['precision_sparse']:.3f}",
+                        f"{o['known_queries_median']:.2f}",
+                        f"{o['known_nothing_median']:.2f}",
+                        f"{o['separation']:.3f}",
+                    ]
+                    for part, o in report["open_words"].items()
+                ],
+            ),
+        ]
+    if "corruptions" in report:
+        c = report["corruptions"]
+        parts += [
+            "<h2>Corrupted pictures</h2>",
+            f"<p class='note'>{c['n']} test pictures; kinds and strengths of CIFAR-10-C.</p>",
+            _table(
+                ["corruption", "severity", "dense", "sparse"],
+                [[r["kind"], r["severity"], f"{r['dense']:.4f}", f"{r['sparse']:.4f}"] for r in c["rows"]],
+            ),
+        ]
     for kind, title in (("correct", "Right predictions"), ("wrong", "Wrong predictions")):
         cards = "".join(_card(e, thumbnails.get(e["id"])) for e in concepts["examples"][kind])
         parts += [f"<h2>{title}</h2>", f"<div class='examples'>{cards}</div>"]

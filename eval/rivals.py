@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from training.errors import SparsightError
@@ -23,9 +25,11 @@ def quantised(X: np.ndarray, train: np.ndarray, factory: str, seed: int) -> tupl
     return index.sa_decode(codes), int(codes.shape[1])
 
 
-def rivals(X: np.ndarray, train: np.ndarray, T: np.ndarray, D: np.ndarray, labels: np.ndarray, seed: int) -> list[dict]:
-    """Class accuracy of each rival on X (n, d) with class embeddings T (c, d): name, bytes_per_image, accuracy."""
-    found = [{"name": "float32", "bytes_per_image": 4 * X.shape[1], "accuracy": _accuracy(X, T, labels)}]
+def rivals(
+    X: np.ndarray, train: np.ndarray, D: np.ndarray, judge: Callable[[np.ndarray], dict[str, float]], seed: int
+) -> list[dict]:
+    """What `judge` says of X (n, d) as each rival gives it back: name, bytes_per_image, and judge's figures."""
+    found = [{"name": "float32", "bytes_per_image": 4 * X.shape[1], **judge(X)}]
     for factory in FACTORIES:
         try:
             R, size = quantised(X, train, factory, seed)
@@ -33,10 +37,10 @@ def rivals(X: np.ndarray, train: np.ndarray, T: np.ndarray, D: np.ndarray, label
             if X.shape[1] % 32 == 0:
                 raise SparsightError(f"FAISS cannot train {factory}: {e}") from e
             continue
-        found.append({"name": factory, "bytes_per_image": size, "accuracy": _accuracy(R, T, labels)})
+        found.append({"name": factory, "bytes_per_image": size, **judge(R)})
     # Matching pursuit with one atom: the baseline that a space trained on labels must be measured against.
     nearest = D[(X @ D.T).argmax(1)]
-    found.append({"name": "nearest concept alone", "bytes_per_image": 3, "accuracy": _accuracy(nearest, T, labels)})
+    found.append({"name": "nearest concept alone", "bytes_per_image": 3, **judge(nearest)})
     return found
 
 
@@ -45,7 +49,3 @@ def _parts(faiss, index) -> list:
         transform = faiss.downcast_VectorTransform(index.chain.at(0))
         return [faiss.downcast_index(index.index), transform]
     return [faiss.downcast_index(index)]
-
-
-def _accuracy(R: np.ndarray, T: np.ndarray, labels: np.ndarray) -> float:
-    return float(((R @ T.T).argmax(1) == labels).mean())

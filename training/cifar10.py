@@ -41,7 +41,12 @@ class Pictures:
         return len(self.labels)
 
     def first(self, n: int) -> Pictures:
-        return Pictures(self.pixels[:n], self.labels[:n], self.names[:n], self.splits[:n])
+        return self.take(np.arange(min(n, len(self))))
+
+    def take(self, rows: np.ndarray) -> Pictures:
+        """The pictures of some rows (k,) int, in their order."""
+        names, splits = ([values[i] for i in rows] for values in (self.names, self.splits))
+        return Pictures(self.pixels[rows], self.labels[rows], names, splits)
 
     @property
     def terms(self) -> list[str]:

@@ -107,6 +107,11 @@ class Group(_OneLineErrors, click.Group):
     help="Peak rate of Muon, for the convolutions.",
 )
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
+@click.option(
+    "--teacher",
+    default=None,
+    help="A sentence encoder (hub id or folder), to teach the text tower a broad vocabulary once both are trained.",
+)
 @click.option("--limit", type=click.IntRange(2), default=None, help="Train on the first N pictures only.")
 @device_option
 @seed_option
@@ -119,6 +124,7 @@ def train(
     batch_size: int,
     lr: float,
     precision: str,
+    teacher: str | None,
     limit: int | None,
     device: str,
     seed: int,
@@ -138,7 +144,8 @@ def train(
         pictures = pictures.first(limit)
     bf16 = {"auto": None, "bf16": True, "fp32": False}[precision]
     click.echo(f"training {image_tower} on {len(pictures)} pictures, on {chosen}, into {out}", err=True)
-    run_training(pictures, config, out, device=chosen, bf16=bf16, held_out=load_cifar10(data_dir, ("test",)))
+    held_out = load_cifar10(data_dir, ("test",))
+    run_training(pictures, config, out, device=chosen, bf16=bf16, held_out=held_out, teacher=teacher)
     click.echo(str(out))
 
 

@@ -35,6 +35,27 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class DistilConfig:
+    """Settings of the second stage: the text tower taught a broad vocabulary (`distil.py`)."""
+
+    words: int = 40_000  # of wordfreq's most frequent
+    vocab_size: int = 16_384  # tokens: most words are one
+    width: int = 128
+    layers: int = 2
+    class_sharpness: float = 10.0
+    class_power: float = 2.0
+    term_sharpness: float = 20.0
+    relevance_centre: float = 0.45  # the teacher's cosine at which a text is as much in as out
+    relevance_width: float = 0.04
+    epochs: int = 6
+    batch_size: int = 256
+    concept_batch: int = 128
+    concept_weight: float = 4.0
+    lr: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """All settings of a run; saved as JSON beside the weights."""
 

@@ -189,7 +189,9 @@ def save_model(model: DualEncoder, folder: Path, concepts: dict[str, str], notes
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
+    # Matrices and filters in half precision, half the bytes; load_model returns them to float32.
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in state.items()}
     write_whole(folder / WEIGHTS, save(state))
     write_whole(folder / TOKENIZER, model.tokenizer.backend_tokenizer.to_str().encode())
     write_whole(folder / CONCEPTS, json.dumps(concepts, indent=1).encode())

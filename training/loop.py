@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from training.captions import KIND_TEMPLATE, TEMPLATES, Captions, fill, make_captions
 from training.cifar10 import CLASSES, Pictures
-from training.config import TrainConfig
+from training.config import DistilConfig, TrainConfig
 from training.device import fast_bf16
 from training.encoder import (
     DualEncoder,
@@ -101,6 +101,13 @@ class Trainer:
         self.steps_done += 1
         return {"loss": float(loss.detach()), **parts}
 
+    @torch.inference_mode()
+    def embed(self, n: int, batch_size: int = 500) -> np.ndarray:
+        """Embeddings (n, d) of the first n training pictures."""
+        self.model.eval()
+        parts = self.pixels[:n].split(batch_size)
+        return torch.cat([self.model.embed_images(self.model.normalise(p)).cpu() for p in parts]).numpy()
+
     def save_checkpoint(self) -> None:
         """Writes what a resumed run needs, as safetensors (never a pickle); the progress file goes last."""
         from safetensors.torch import save
@@ -145,11 +152,14 @@ def train(
     bf16: bool | None = None,
     save_every: float = 120.0,
     held_out: Pictures | None = None,
+    teacher: str | None = None,
+    distil: DistilConfig | None = None,
 ) -> DualEncoder:
     """Trains (or goes on training) in `run`, and writes the encoder folder there at the end.
 
     save_every: seconds between checkpoints; one is also written on an interruption. held_out: pictures whose
-    zero-shot accuracy is printed after the last epoch, never used to choose anything.
+    zero-shot accuracy is printed after the last epoch, never used to choose anything. teacher: a sentence encoder
+    that teaches the text tower a broad vocabulary in a second stage (`distil.py`).
     """
     trainer = Trainer(pictures, config, run, device, bf16)
     if trainer.resume():
@@ -180,6 +190,12 @@ def train(
     }
     captions = trainer.captions
     concepts = {c: CLASSES[p] for c, p in zip(captions.concepts, captions.parent, strict=True)}
+    if teacher is not None:
+        from training.distil import distil_text
+
+        distil = distil or DistilConfig(seed=config.seed)
+        notes |= {"teacher": teacher, "distil": asdict(distil)}
+        distil_text(trainer.model, captions, trainer.embed(5000), teacher, distil, device)
     save_model(trainer.model, run, concepts, notes)
     if held_out is not None:
         accuracy = embed_held_out(run, held_out, device)

@@ -1,0 +1,199 @@
+"""Open words: a compact text tower taught a broad English vocabulary by a pretrained sentence encoder.
+
+The first stage of training (`loop.py`) knows only the words of its captions. Here its image tower and its
+concepts' embeddings D stay as they are, and a new text tower learns to put any text where a teacher says it
+belongs among the concepts:
+
+* direction: the teacher's cosines between the text and each concept ("fire engine, a kind of truck") make
+  soft weights, first over the classes, then over each class's concepts; the text's direction is the weighted
+  mean of their D (attention with the teacher's similarities; a class counts by its mean, not by its size);
+* relevance a: how near the nearest concept is, through a logistic. What is far from all of them ("democracy")
+  is turned by a towards the *null direction*, which no picture uses: its scores are visibly low everywhere.
+
+The teacher is needed at training time only. The vocabulary: wordfreq's most frequent words, and the lemmas and
+definitions of ImageNet's WordNet synsets, which timm carries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from training.captions import KIND_TEMPLATE, TEMPLATES, Captions, fill
+from training.cifar10 import CLASSES
+from training.config import DistilConfig
+from training.encoder import DualEncoder
+from training.errors import SparsightError
+from training.loop import lr_factor
+from training.text_tower import MAX_TOKENS, TextTower, tokenize, train_tokenizer
+
+
+def broad_vocabulary(words: int) -> list[str]:
+    """The `words` most frequent English words, and the lemmas and definitions of ImageNet's synsets."""
+    from timm.data import ImageNetInfo
+
+    try:
+        from wordfreq import top_n_list
+    except ImportError as e:
+        raise SparsightError("--teacher needs the package wordfreq: install 'sparsight[train]'") from e
+    info = ImageNetInfo("imagenet22k")
+    frequent = [w for w in top_n_list("en", words) if w.replace("'", "").isalpha() and len(w) > 2]
+    lemmas, definitions = [], []
+    for i in range(info.num_classes()):
+        lemmas += info.index_to_description(i, detailed=False).split(", ")
+        definitions.append(info.index_to_description(i, detailed=True).split(": ", 1)[-1])
+    return list(dict.fromkeys([*frequent, *lemmas, *definitions]))
+
+
+def embed_by_teacher(teacher: str, texts: Sequence[str], device: torch.device, batch_size: int = 256) -> np.ndarray:
+    """Sentence embeddings (n, e), unit rows: the mean of a transformers model's last hidden states.
+
+    teacher: a hub id or a local folder, safetensors only. Raises `SparsightError` where it cannot be loaded.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(teacher)
+        model = AutoModel.from_pretrained(teacher, use_safetensors=True).to(device).eval()
+    except (OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise SparsightError(f"cannot load the teacher {teacher}: {reason}; give a hub id or a local folder") from e
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: little padding
+    E = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    with torch.inference_mode(), tqdm(total=len(texts), desc="teacher", unit="text", file=sys.stderr) as bar:
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            batch = tokenizer(
+                [texts[i] for i in ids], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            ).to(device)
+            hidden = model(**batch).last_hidden_state  # (b, t, e)
+            mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+            E[ids] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).float().cpu().numpy()
+            bar.update(len(ids))
+    return E
+
+
+def null_direction(X: np.ndarray, D: np.ndarray) -> np.ndarray:
+    """The unit direction (d,) that pictures X (n, d) and concepts D (m, d) use least."""
+    _, vectors = np.linalg.eigh(X.T @ X / len(X) + D.T @ D / len(D))
+    return vectors[:, 0]
+
+
+def targets(
+    E: np.ndarray, C: np.ndarray, D: np.ndarray, parent: np.ndarray, null: np.ndarray, config: DistilConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where texts belong: unit rows (n, d), and their relevance (n,) in 0 … 1.
+
+    E (n, e) the teacher's embeddings of the texts, C (m, e) of the concepts; D (m, d) the concepts in the
+    encoder's space; parent (m,) the class of each; null (d,).
+    """
+    S = E @ C.T  # (n, m)
+    c = int(parent.max()) + 1
+    member = np.eye(c, dtype=np.float32)[parent]  # (m, c)
+    soft = np.exp(config.class_sharpness * (S - S.max(1, keepdims=True)))
+    by_class = (soft @ member) / member.sum(0)  # (n, c) mean over each class's concepts
+    by_class **= config.class_power
+    by_class /= by_class.sum(1, keepdims=True)
+    fine = np.exp(config.term_sharpness * (S - S.max(1, keepdims=True)))
+    fine /= np.maximum((fine @ member)[:, parent], 1e-12)  # within its class, each concept's share
+    U = (fine * by_class[:, parent]) @ D
+    U -= (U @ null)[:, None] * null
+    U /= np.maximum(np.linalg.norm(U, axis=1, keepdims=True), 1e-12)
+    a = 1 / (1 + np.exp(-(S.max(1) - config.relevance_centre) / config.relevance_width))
+    return a[:, None] * U + np.sqrt(1 - a**2)[:, None] * null, a
+
+
+def distil_text(
+    model: DualEncoder, captions: Captions, X: np.ndarray, teacher: str, config: DistilConfig, device: torch.device
+) -> DualEncoder:
+    """Replaces the text tower of a trained encoder by one that knows a broad vocabulary; returns the encoder.
+
+    X (n, d): embeddings of training pictures, for the null direction.
+    """
+    D = concept_embeddings(model, captions.concepts)
+    null = null_direction(X, D)
+    texts = broad_vocabulary(config.words)
+    kinds = [fill(KIND_TEMPLATE, c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
+    kinds[: len(CLASSES)] = CLASSES
+    known = set(captions.concepts)
+    texts = [t for t in texts if t.lower() not in known]
+    E = embed_by_teacher(teacher, [*kinds, *texts], device)
+    wanted, _ = targets(E[len(kinds) :], E[: len(kinds)], D, captions.parent, null, config)
+    return teach(model, captions, D, texts, wanted, config, device)
+
+
+def concept_embeddings(model: DualEncoder, concepts: Sequence[str]) -> np.ndarray:
+    """D (m, d) as `Encoder.encode_concepts` gives it: each the mean of its prompts' embeddings."""
+    from training.encoder import Encoder
+
+    was_training = model.training
+    D = Encoder(model, "", "", {}).encode_concepts(concepts)
+    model.train(was_training)
+    return D
+
+
+def teach(
+    model: DualEncoder,
+    captions: Captions,
+    D: np.ndarray,
+    texts: list[str],
+    wanted: np.ndarray,
+    config: DistilConfig,
+    device: torch.device,
+) -> DualEncoder:
+    """Trains a new text tower: `texts` towards `wanted` (n, d), every concept's prompts towards its row of D."""
+    from dataclasses import replace
+
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    kinds = [KIND_TEMPLATE.format(c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
+    prompts = [fill(t, c) for c in captions.concepts for t in TEMPLATES]
+    kind_prompts = [fill(t, c) for c in kinds[len(CLASSES) :] for t in TEMPLATES]
+    tokenizer = train_tokenizer([*texts, *prompts * 5], config.vocab_size)
+    settings = replace(model.config, vocab_size=len(tokenizer), text_width=config.width, text_layers=config.layers)
+    tower = TextTower(len(tokenizer), settings.dim, width=config.width, layers=config.layers).to(device)
+    # Targets of the prompts: the concept's row; the longer ones that name the class as well, the same row.
+    own = torch.as_tensor(
+        np.concatenate([np.repeat(D, len(TEMPLATES), 0), np.repeat(D[len(CLASSES) :], len(TEMPLATES), 0)])
+    )
+    own_prompts = [*prompts, *kind_prompts]
+    goal = torch.as_tensor(wanted, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    steps = config.epochs * (len(texts) // config.batch_size)
+    with tqdm(total=steps, desc="distil", unit="step", file=sys.stderr) as bar:
+        for epoch in range(config.epochs):
+            order = rng.permutation(len(texts))
+            for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
+                rows = order[start : start + config.batch_size]
+                mine = rng.integers(0, len(own_prompts), config.concept_batch)
+                batch = [_in_prompt(texts[i], rng) for i in rows] + [own_prompts[i] for i in mine]
+                z = F.normalize(tower(**tokenize(tokenizer, batch, device)), dim=1).cpu()
+                distance = 1 - (z * torch.cat([goal[rows], own[mine]])).sum(1)
+                loss = distance[: len(rows)].mean() + config.concept_weight * distance[len(rows) :].mean()
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr * lr_factor(bar.n / steps, 0.05)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                bar.update()
+                if bar.n % 50 == 0:
+                    bar.set_postfix(
+                        epoch=epoch,
+                        texts=f"{float(distance[: len(rows)].mean()):.3f}",
+                        concepts=f"{float(distance[len(rows) :].mean()):.4f}",
+                        refresh=False,
+                    )
+    model.config, model.tokenizer, model.text = settings, tokenizer, tower
+    return model
+
+
+def _in_prompt(text: str, rng: np.random.Generator) -> str:
+    """A word stands in a prompt at times, as a person may ask for it."""
+    if rng.random() < 0.3 and text.count(" ") < 3:
+        return fill(TEMPLATES[rng.integers(len(TEMPLATES))], text)
+    return text
