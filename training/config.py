@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MAX_TOKENS = 48  # of a text; the rest is cut off
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -61,7 +63,7 @@ class TrainConfig:
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    sizes: tuple[tuple[int, int], ...] = ((20, 3), (24, 6), (28, 3), (32, 4))  # (pixels a side, epochs)
+    sizes: tuple[tuple[int, int], ...] = ((20, 2), (24, 7), (28, 5), (32, 8))  # (pixels a side, epochs)
     batch_size: int = 1000
     lr: float = 0.12  # Muon, convolutions
     head_lr: float = 5e-3  # AdamW, the image tower's projection and biases

@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from training.captions import KIND_TEMPLATE, TEMPLATES, Captions, fill
 from training.cifar10 import CLASSES
-from training.config import DistilConfig
+from training.config import MAX_TOKENS, DistilConfig
 from training.encoder import DualEncoder
 from training.errors import SparsightError
 from training.loop import lr_factor
-from training.text_tower import MAX_TOKENS, TextTower, tokenize, train_tokenizer
+from training.text_tower import TextTower, tokenize, train_tokenizer
 
 
 def broad_vocabulary(words: int) -> list[str]:

@@ -22,11 +22,9 @@ from training.captions import TEMPLATES, fill
 from training.config import EncoderConfig
 from training.device import fast_bf16
 from training.errors import SparsightError
-from training.files import digest, write_whole
+from training.files import BUNDLED, CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, write_whole
 from training.text_tower import TextTower, tokenize, wrap_tokenizer
 
-BUNDLED = Path(__file__).parent / "weights"
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 CONCEPTS, TEST_EMBEDDINGS = "concepts.json", "cifar10-test.safetensors"
 
 
@@ -197,11 +195,6 @@ def save_model(model: DualEncoder, folder: Path, concepts: dict[str, str], notes
     write_whole(folder / CONCEPTS, json.dumps(concepts, indent=1).encode())
     write_whole(folder / "training.json", json.dumps(notes, indent=2).encode())
     write_whole(folder / CONFIG, json.dumps(asdict(model.config), indent=2).encode())
-
-
-def fingerprint_of(folder: Path) -> str:
-    """SHA-256 over the files that decide an encoder's output."""
-    return digest((folder / f).read_bytes() for f in (CONFIG, TOKENIZER, WEIGHTS))
 
 
 def _tuples(settings: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and checksums."""
+"""Files that appear whole or not at all, checksums, and the names of an encoder's files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+# An encoder's folder; the one that ships with the package.
+BUNDLED = Path(__file__).parent / "weights"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -20,6 +24,11 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def fingerprint_of(folder: Path) -> str:
+    """SHA-256 over the files that decide an encoder's output."""
+    return digest((folder / f).read_bytes() for f in (CONFIG, TOKENIZER, WEIGHTS))
 
 
 def digest(parts: Iterable[bytes]) -> str:
