@@ -23,6 +23,7 @@ from training.errors import CallError, SparsightError
 
 if TYPE_CHECKING:
     from training.encoder import Encoder
+    from training.light_text import LightTextEncoder
 
 Mode = Literal["dense", "sparse"]
 
@@ -109,15 +110,33 @@ class Searcher:
         from training.device import pick_device
         from training.encoder import load_encoder
 
+        encoder = load_encoder(self._encoder_source, pick_device(self._device))
+        self._refuse_another(encoder)
+        return encoder
+
+    @cached_property
+    def text_encoder(self) -> Encoder | LightTextEncoder:
+        """What embeds texts: the encoder's text tower alone where it opens without torch, else the encoder."""
+        from training.light_text import LightTextEncoder, is_light
+
+        if "encoder" in self.__dict__ or not is_light(self._encoder_source):
+            return self.encoder
+        light = LightTextEncoder(self._encoder_source)
+        self._refuse_another(light)
+        return light
+
+    @property
+    def _encoder_source(self) -> str:
+        return self._encoder_name or self.store.meta["encoder_source"]
+
+    def _refuse_another(self, encoder: Encoder | LightTextEncoder) -> None:
         meta = self.store.meta
-        encoder = load_encoder(self._encoder_name or meta["encoder_source"], pick_device(self._device))
         if encoder.fingerprint != meta["encoder_fingerprint"]:
             raise SparsightError(
                 f"{self.store.folder} was built with encoder {meta['encoder_name']} "
                 f"({meta['encoder_fingerprint'][:12]}), not with {encoder.name} ({encoder.fingerprint[:12]}); "
                 "name that one with --encoder, or rebuild the index"
             )
-        return encoder
 
     @cached_property
     def D(self) -> np.ndarray:
@@ -180,7 +199,7 @@ class Searcher:
 
     def classify(self, target: str, classes: list[str] | None = None, mode: Mode = "sparse") -> Classification:
         """Zero-shot: the class whose prompts' embedding scores highest (the index's classes, or those given)."""
-        names, T = self.store.classes() if classes is None else (classes, self.encoder.encode_concepts(classes))
+        names, T = self.store.classes() if classes is None else (classes, self.text_encoder.encode_concepts(classes))
         x, image_id = self.embed_target(target)
         ids, weights = self.code(x, image_id)
         scores = T @ (x if mode == "dense" else weights @ self.D[ids] if len(ids) else np.zeros_like(x))
@@ -216,7 +235,7 @@ class Searcher:
         try:
             t = self.D[self.concept_id(word)]
         except CallError:
-            t = self.encoder.encode_concepts([_text(word)])[0]
+            t = self.text_encoder.encode_concepts([_text(word)])[0]
         cosines = self.D @ t
         return [(self.concepts[i].name, float(cosines[i])) for i in top_k(cosines, k)]
 
@@ -235,7 +254,7 @@ class Searcher:
         raise CallError(f"unknown concept {name!r}{hint}")
 
     def embed_text(self, text: str) -> np.ndarray:
-        return self.encoder.encode_texts([_text(text)])[0]
+        return self.text_encoder.encode_texts([_text(text)])[0]
 
     def embed_target(self, target: str) -> tuple[np.ndarray, int | None]:
         """x (d,) of a picture file, or of a picture of the index by id or path (then with its id)."""

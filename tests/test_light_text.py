@@ -14,7 +14,7 @@ from training.light_text import LightTextEncoder
 
 
 def test_agrees_with_the_transformers_model(small_encoder_dir):
-    reference, light = load_encoder(str(small_encoder_dir)), LightTextEncoder(small_encoder_dir)
+    reference, light = load_encoder(str(small_encoder_dir)), LightTextEncoder(str(small_encoder_dir))
     texts = ["cat", "a photo of a dark ship.", "", "ünknown “words” & 123", "very " * 80]
     np.testing.assert_allclose(
         light.encode_texts(texts), np.vstack([reference.encode_texts([t]) for t in texts]), atol=2e-5
@@ -26,8 +26,8 @@ def test_agrees_with_the_transformers_model(small_encoder_dir):
 
 def test_imports_no_torch(small_encoder_dir):
     code = (
-        "import sys; from pathlib import Path; from training.light_text import LightTextEncoder\n"
-        f"LightTextEncoder(Path({str(small_encoder_dir)!r})).encode_texts(['a cat'])\n"
+        "import sys; from training.light_text import LightTextEncoder\n"
+        f"LightTextEncoder({str(small_encoder_dir)!r}).encode_texts(['a cat'])\n"
         "assert not {'torch', 'timm', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -35,4 +35,4 @@ def test_imports_no_torch(small_encoder_dir):
 
 def test_a_folder_without_an_encoder_is_named(tmp_path):
     with pytest.raises(SparsightError, match=str(tmp_path)):
-        LightTextEncoder(tmp_path)
+        LightTextEncoder(str(tmp_path))

@@ -22,7 +22,7 @@ from training.captions import TEMPLATES, fill
 from training.config import EncoderConfig
 from training.device import fast_bf16
 from training.errors import SparsightError
-from training.files import BUNDLED, CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, write_whole
+from training.files import BUNDLED, CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, folder_of, write_whole
 from training.text_tower import TextTower, tokenize, wrap_tokenizer
 
 CONCEPTS, TEST_EMBEDDINGS = "concepts.json", "cifar10-test.safetensors"
@@ -111,7 +111,7 @@ class Encoder:
 
 def load_encoder(name: str = "bundled", device: torch.device | str = "cpu") -> Encoder:
     """Loads the bundled encoder or one from a folder; raises `SparsightError` with the path and the reason."""
-    folder = BUNDLED if name == "bundled" else Path(name).absolute()
+    folder = folder_of(name)
     model = load_model(folder).to(torch.device(device)).to(memory_format=torch.channels_last)
     source = "bundled" if folder == BUNDLED else str(folder)
     try:
@@ -135,7 +135,7 @@ def load_test_embeddings(encoder: Encoder) -> SplitEmbeddings:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = (BUNDLED if encoder.source == "bundled" else Path(encoder.source)) / TEST_EMBEDDINGS
+    path = folder_of(encoder.source) / TEST_EMBEDDINGS
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as e:

@@ -26,6 +26,11 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+def folder_of(name: str) -> Path:
+    """The folder of an encoder by its name: `bundled`, or the folder itself."""
+    return BUNDLED if name == "bundled" else Path(name).absolute()
+
+
 def fingerprint_of(folder: Path) -> str:
     """SHA-256 over the files that decide an encoder's output."""
     return digest((folder / f).read_bytes() for f in (CONFIG, TOKENIZER, WEIGHTS))

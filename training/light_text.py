@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from training.captions import TEMPLATES, fill
 from training.config import MAX_TOKENS
 from training.errors import SparsightError
-from training.files import CONFIG, TOKENIZER, WEIGHTS, fingerprint_of
+from training.files import CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, folder_of
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 HEAD_WIDTH = 32
 
 
+def is_light(name: str) -> bool:
+    """True where an encoder's name is that of a folder that `sparsight train` wrote."""
+    try:
+        return "image_tower" in json.loads((folder_of(name) / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+
+
 class LightTextEncoder:
-    """The texts' half of an encoder folder that `sparsight train` wrote: texts in, unit float32 rows out.
+    """The texts' half of the bundled encoder, or of a folder that `sparsight train` wrote: texts in, unit rows out.
 
     Raises `SparsightError` where the folder holds no whole text tower.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, name: str = "bundled"):
         from safetensors import SafetensorError, safe_open
         from tokenizers import Tokenizer
 
+        folder = folder_of(name)
         try:
             self.name = json.loads((folder / CONFIG).read_text())["name"]
             self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
