@@ -50,6 +50,7 @@ class LightTextEncoder:
             self.layers = 1 + max(int(k.split(".")[3]) for k in self.weights if ".layer." in k)
         except (OSError, SafetensorError, KeyError, ValueError) as e:
             raise SparsightError(f"no whole text tower in {folder}: {e}") from e
+        self.tokenizer.no_padding()  # a tokenizer is saved as it was last used
         self.tokenizer.enable_truncation(MAX_TOKENS)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
