@@ -53,7 +53,10 @@ def search(
         raise CallError(f"k is {k}: it must be at least 1")
     with _open(index_dir, encoder, device) as searcher:
         if text is not None:
-            hits = searcher.search_text(text, k, mode)
+            t = searcher.embed_text(text)
+            if far := searcher.far_from_all(t):
+                click.echo(f"note: {text!r} is near no concept here (nearest: {far[0]}, cosine {far[1]:.2f})", err=True)
+            hits = searcher.search_vector(t, k, mode)
         elif picture is not None:
             hits = searcher.search_picture(picture, k, mode)
         else:

@@ -229,6 +229,15 @@ class Searcher:
             concepts=self._contributions(ids, weights, self.D[ids] @ t),
         )
 
+    def far_from_all(self, t: np.ndarray) -> tuple[str, float] | None:
+        """The concept nearest to a text's vector t (d,) and their cosine, where that is below what the encoder knows;
+        None where the text means something here."""
+        cosines = self.D @ t
+        best = int(cosines.argmax())
+        if cosines[best] >= self.text_encoder.known_from:
+            return None
+        return self.concepts[best].name, float(cosines[best])
+
     def near_concepts(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The concepts nearest to a word by cosine; a word that is no concept is embedded."""
         _check_k(k)

@@ -21,6 +21,7 @@ class EncoderConfig:
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
     flip_average: bool = True  # embed a picture as the mean of itself and its mirror image
+    known_from: float = 0.0  # cosine with the nearest concept below which a text means little to the encoder
     trained_on: str = "CIFAR-10 train split, captions of class and search term"
 
 
@@ -49,6 +50,7 @@ class DistilConfig:
     term_sharpness: float = 20.0
     relevance_centre: float = 0.45  # the teacher's cosine at which a text is as much in as out
     relevance_width: float = 0.04
+    known_from: float = 0.5  # half of the relevance: see EncoderConfig
     epochs: int = 6
     batch_size: int = 256
     concept_batch: int = 128

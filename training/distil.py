@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -147,15 +148,19 @@ def teach(
     device: torch.device,
 ) -> DualEncoder:
     """Trains a new text tower: `texts` towards `wanted` (n, d), every concept's prompts towards its row of D."""
-    from dataclasses import replace
-
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     kinds = [KIND_TEMPLATE.format(c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
     prompts = [fill(t, c) for c in captions.concepts for t in TEMPLATES]
     kind_prompts = [fill(t, c) for c in kinds[len(CLASSES) :] for t in TEMPLATES]
     tokenizer = train_tokenizer([*texts, *prompts * 5], config.vocab_size)
-    settings = replace(model.config, vocab_size=len(tokenizer), text_width=config.width, text_layers=config.layers)
+    settings = replace(
+        model.config,
+        vocab_size=len(tokenizer),
+        text_width=config.width,
+        text_layers=config.layers,
+        known_from=config.known_from,
+    )
     tower = TextTower(len(tokenizer), settings.dim, width=config.width, layers=config.layers).to(device)
     # Targets of the prompts: the concept's row; the longer ones that name the class as well, the same row.
     own = torch.as_tensor(

@@ -69,7 +69,8 @@ class Encoder:
     """A loaded encoder, ready to use: arrays in, unit float32 rows out.
 
     name, fingerprint, trained_on: what an index and a report say of it. source: "bundled" or its folder.
-    concepts: what its captions named → the class of each. dim: d. image_size: pixels a side.
+    concepts: what its captions named → the class of each. dim: d. image_size: pixels a side. known_from: the cosine
+    with the nearest concept below which a text means little to it.
     """
 
     def __init__(self, model: DualEncoder, fingerprint: str, source: str, concepts: dict[str, str]):
@@ -78,6 +79,7 @@ class Encoder:
         self.name = model.config.name
         self.trained_on = model.config.trained_on
         self.dim = model.config.dim
+        self.known_from = model.config.known_from
         self.image_size = model.config.image_size
 
     @property

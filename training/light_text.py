@@ -40,7 +40,8 @@ class LightTextEncoder:
 
         folder = folder_of(name)
         try:
-            self.name = json.loads((folder / CONFIG).read_text())["name"]
+            config = json.loads((folder / CONFIG).read_text())
+            self.name, self.known_from = config["name"], config.get("known_from", 0.0)
             self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
             with safe_open(folder / WEIGHTS, "np") as f:
                 text = [k for k in f.keys() if k.startswith("text.")]  # noqa: SIM118 (not a dict)

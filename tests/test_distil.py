@@ -1,0 +1,89 @@
+"""The second stage of training: targets by hand, the teacher against plain transformers, a tower that learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from training.captions import make_captions
+from training.config import DistilConfig
+from training.distil import concept_embeddings, embed_by_teacher, null_direction, targets, teach
+from training.encoder import load_encoder, load_model, save_model
+from training.errors import SparsightError
+from training.light_text import LightTextEncoder
+from training.text_tower import train_tokenizer
+
+SHARP = DistilConfig(class_sharpness=200.0, term_sharpness=200.0)
+
+
+def test_a_text_like_one_concept_is_placed_there_and_one_like_none_on_the_null_direction():
+    C = np.eye(6, dtype=np.float32)
+    D = np.eye(8, dtype=np.float32)[:6]
+    null = np.eye(8, dtype=np.float32)[7]
+    parent = np.array([0, 1, 0, 0, 1, 1])
+    E = np.stack([C[3], C[4], np.zeros(6, np.float32)])
+    wanted, relevance = targets(E, C, D, parent, null, SHARP)
+    np.testing.assert_allclose(np.linalg.norm(wanted, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(wanted[:2], D[[3, 4]], atol=1e-2)
+    assert (relevance[:2] > 0.99).all()
+    assert relevance[2] < 0.01
+    assert wanted[2] @ null > 0.99
+
+
+def test_the_null_direction_is_the_one_that_nothing_uses():
+    X = np.random.default_rng(0).standard_normal((200, 5)).astype(np.float32)
+    X[:, 3] *= 0.01
+    assert abs(null_direction(X, X[:20])[3]) > 0.99
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("teacher")
+    tokenizer = train_tokenizer(["a photo of a cat", "democracy", "a dark ship at sea"], 300)
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_teacher_embeds_as_transformers_does_whatever_stands_beside(teacher):
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["cat", "a photo of a dark ship at sea, and a cat", "democracy"]
+    E = embed_by_teacher(str(teacher), texts, torch.device("cpu"), batch_size=2)
+    model, tokenizer = AutoModel.from_pretrained(teacher).eval(), AutoTokenizer.from_pretrained(teacher)
+    for text, e in zip(texts, E, strict=True):
+        hidden = model(input_ids=tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
+        mean = hidden.mean(0).detach().numpy()
+        np.testing.assert_allclose(e, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_a_missing_teacher_is_named(tmp_path):
+    with pytest.raises(SparsightError, match="teacher"):
+        embed_by_teacher(str(tmp_path / "none"), ["cat"], torch.device("cpu"))
+
+
+def test_a_taught_tower_keeps_the_concepts_and_learns_the_words(pictures, small_encoder_dir, tmp_path):
+    model = load_model(small_encoder_dir)
+    captions = make_captions(pictures)
+    D = concept_embeddings(model, captions.concepts)
+    words = ["moggy", "jetliner", "steed", "tanker"]
+    wanted = D[[captions.concepts.index(c) for c in ("cat", "airplane", "horse", "ship")]]
+    config = DistilConfig(vocab_size=400, width=32, layers=1, epochs=300, batch_size=4, concept_batch=16, lr=5e-3)
+    taught = teach(model, captions, D, words, wanted, config, torch.device("cpu"))
+    save_model(taught, tmp_path, {}, {})
+    encoder = load_encoder(str(tmp_path))
+    assert ((encoder.encode_texts(words) * wanted).sum(1) > 0.8).all()
+    assert ((encoder.encode_concepts(captions.concepts) * D).sum(1) > 0.8).all()
+    assert encoder.known_from == LightTextEncoder(str(tmp_path)).known_from == config.known_from
