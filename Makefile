@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SPARSIGHT := $(BIN)/sparsight
 SPARSIGHT_DATA ?= data
+TEACHER ?= sentence-transformers/all-MiniLM-L6-v2
 export SPARSIGHT_DATA
 # Large blocks stay with the process: glibc otherwise returns and re-faults them at every training step.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=500000000
@@ -31,7 +32,8 @@ test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
 
 train: $(INSTALLED) ## train the encoder anew into runs/encoder (resumes a stopped run)
-	$(TRAIN_ENV) $(SPARSIGHT) train
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
+	$(TRAIN_ENV) $(SPARSIGHT) train --teacher $(TEACHER)
 
 eval: $(INSTALLED) ## write report/: dense against sparse, from index/
 	$(SPARSIGHT) eval

@@ -161,6 +161,11 @@ def train(
     zero-shot accuracy is printed after the last epoch, never used to choose anything. teacher: a sentence encoder
     that teaches the text tower a broad vocabulary in a second stage (`distil.py`).
     """
+    if teacher is not None:  # hours of training must not end at a missing teacher
+        from training.distil import broad_vocabulary, distil_text, embed_by_teacher
+
+        broad_vocabulary(1)
+        embed_by_teacher(teacher, ["a cat"], device)
     trainer = Trainer(pictures, config, run, device, bf16)
     if trainer.resume():
         print(f"resuming {run} at step {trainer.steps_done} of {trainer.total_steps}", file=sys.stderr)
@@ -191,10 +196,8 @@ def train(
     captions = trainer.captions
     concepts = {c: CLASSES[p] for c, p in zip(captions.concepts, captions.parent, strict=True)}
     if teacher is not None:
-        from training.distil import distil_text
-
         distil = distil or DistilConfig(seed=config.seed)
-        notes |= {"teacher": teacher, "distil": asdict(distil)}
+        notes |= {"teacher": Path(teacher).name if Path(teacher).is_dir() else teacher, "distil": asdict(distil)}
         distil_text(trainer.model, captions, trainer.embed(5000), teacher, distil, device)
     save_model(trainer.model, run, concepts, notes)
     if held_out is not None:
