@@ -8,7 +8,7 @@ import torch
 
 from training.captions import make_captions
 from training.config import DistilConfig
-from training.distil import concept_embeddings, embed_by_teacher, null_direction, targets, teach
+from training.distil import concept_embeddings, embed_by_teacher, like_lengths, null_direction, targets, teach
 from training.encoder import load_encoder, load_model, save_model
 from training.errors import SparsightError
 from training.light_text import LightTextEncoder
@@ -67,6 +67,14 @@ def test_the_teacher_embeds_as_transformers_does_whatever_stands_beside(teacher)
         hidden = model(input_ids=tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         mean = hidden.mean(0).detach().numpy()
         np.testing.assert_allclose(e, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_batches_hold_each_row_once_and_texts_of_like_length():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 200, 640)
+    batches = like_lengths(lengths, 16, rng, ahead=10)
+    assert sorted(np.concatenate(batches)) == list(range(640))
+    assert np.mean([np.ptp(lengths[b]) for b in batches]) < 40 < np.ptp(lengths)
 
 
 def test_a_missing_teacher_is_named(tmp_path):

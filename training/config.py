@@ -51,7 +51,7 @@ class DistilConfig:
     relevance_centre: float = 0.45  # the teacher's cosine at which a text is as much in as out
     relevance_width: float = 0.04
     known_from: float = 0.5  # half of the relevance: see EncoderConfig
-    epochs: int = 6
+    epochs: int = 3
     batch_size: int = 256
     concept_batch: int = 128
     concept_weight: float = 4.0

@@ -169,17 +169,19 @@ def teach(
     own_prompts = [*prompts, *kind_prompts]
     goal = torch.as_tensor(wanted, dtype=torch.float32)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    steps = config.epochs * (len(texts) // config.batch_size)
+    steps = config.epochs * len(like_lengths([0] * len(texts), config.batch_size, rng))
+
+    def distance(batch: list[str], wanted: torch.Tensor) -> torch.Tensor:
+        z = F.normalize(tower(**tokenize(tokenizer, batch, device)), dim=1).cpu()
+        return 1 - (z * wanted).sum(1).mean()
+
     with tqdm(total=steps, desc="distil", unit="step", file=sys.stderr) as bar:
         for epoch in range(config.epochs):
-            order = rng.permutation(len(texts))
-            for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-                rows = order[start : start + config.batch_size]
+            for rows in like_lengths([len(t) for t in texts], config.batch_size, rng):
                 mine = rng.integers(0, len(own_prompts), config.concept_batch)
-                batch = [_in_prompt(texts[i], rng) for i in rows] + [own_prompts[i] for i in mine]
-                z = F.normalize(tower(**tokenize(tokenizer, batch, device)), dim=1).cpu()
-                distance = 1 - (z * torch.cat([goal[rows], own[mine]])).sum(1)
-                loss = distance[: len(rows)].mean() + config.concept_weight * distance[len(rows) :].mean()
+                far = distance([_in_prompt(texts[i], rng) for i in rows], goal[rows])
+                own_far = distance([own_prompts[i] for i in mine], own[mine])
+                loss = far + config.concept_weight * own_far
                 for group in optimizer.param_groups:
                     group["lr"] = config.lr * lr_factor(bar.n / steps, 0.05)
                 optimizer.zero_grad(set_to_none=True)
@@ -189,12 +191,27 @@ def teach(
                 if bar.n % 50 == 0:
                     bar.set_postfix(
                         epoch=epoch,
-                        texts=f"{float(distance[: len(rows)].mean()):.3f}",
-                        concepts=f"{float(distance[len(rows) :].mean()):.4f}",
+                        texts=f"{float(far):.3f}",
+                        concepts=f"{float(own_far):.4f}",
                         refresh=False,
                     )
     model.config, model.tokenizer, model.text = settings, tokenizer, tower
     return model
+
+
+def like_lengths(lengths: Sequence[int], size: int, rng: np.random.Generator, ahead: int = 50) -> list[np.ndarray]:
+    """Batches of `size` rows in random order, each of texts of like length: little of them is padding.
+
+    Of every `ahead` batches' worth of rows, drawn at random, those of like length come together; rows that fill no
+    batch are left out.
+    """
+    order = rng.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), ahead * size):
+        chunk = order[start : start + ahead * size]
+        chunk = chunk[np.argsort(np.asarray(lengths)[chunk], kind="stable")]
+        batches += [chunk[i : i + size] for i in range(0, len(chunk) - size + 1, size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def _in_prompt(text: str, rng: np.random.Generator) -> str:
