@@ -24,7 +24,10 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class IndexConfig:
-    dictionary: str = "terms"
+    """Settings of an index. dictionary, templates: None for those that suit the encoder."""
+
+    dictionary: str | None = None
+    templates: tuple[str, ...] | None = None
     dense: str = "Flat"
     coder: CoderConfig = field(default_factory=CoderConfig)
     batch_size: int = 500
