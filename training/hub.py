@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from training.errors import SparsightError
 from training.files import CONFIG, digest
 
 FAMILIES = ("clip", "siglip", "siglip2")  # model_type; most of SigLIP 2's models say siglip
-NEEDED = (CONFIG, "preprocessor_config.json", "tokenizer_config.json")
+IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")  # either
+VOCABULARY = ("tokenizer.json", "merges.txt", "spiece.model", "tokenizer.model")  # any
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 FILES = (
-    *NEEDED,
-    *("processor_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
+    CONFIG,
+    *IMAGE_PROCESSOR,
+    *VOCABULARY,
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *WEIGHTS,
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -79,7 +81,7 @@ class HubEncoder:
             return np.zeros((0, self.dim), np.float32)
         parts = []
         for i in range(0, len(pixels), BATCH):
-            batch = torch.as_tensor(np.ascontiguousarray(pixels[i : i + BATCH])).permute(0, 3, 1, 2)
+            batch = torch.tensor(pixels[i : i + BATCH]).permute(0, 3, 1, 2)
             inputs = self.processor(
                 images=list(batch.to(self.device)), input_data_format="channels_first", return_tensors="pt"
             ).to(self.device, self.model.dtype)
@@ -141,7 +143,7 @@ def fetch(name: str) -> Path:
 
     Raises `SparsightError` naming the model, the cache and the way out.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     repo, _, revision = name.partition("@")
     revision = revision or CONVERTED.get(repo, "main")
@@ -149,17 +151,17 @@ def fetch(name: str) -> Path:
     def snapshot(cached: bool) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES), local_files_only=cached))
 
-    try:
+    with suppress(Exception):  # whatever is wrong with the cache: ask the hub
         folder = snapshot(cached=True)
-        if _has_weights(folder) and all((folder / f).is_file() for f in NEEDED):
+        if _lacks(folder) is None:
             return folder
-    except Exception:  # noqa: S110 (whatever is wrong with the cache: ask the hub)
-        pass
     try:
+        # Without a network this fails at once, where the download would try again and again.
+        HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=10)
         return snapshot(cached=False)
     except Exception as e:  # of huggingface_hub, its HTTP client, or the disk
         raise SparsightError(
-            f"no encoder {name}: there is no such folder, the cache {constants.HF_HUB_CACHE} does not hold that model, "
+            f"no encoder {name}: there is no such folder, the cache {constants.HF_HUB_CACHE} does not hold the whole of that model, "
             f"and it cannot be had from {constants.ENDPOINT} ({_reason(e)}); download it where there is a network "
             "(HF_HOME names the cache), or name a folder"
         ) from e
@@ -175,7 +177,8 @@ def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: s
     family = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
     if family not in FAMILIES:
         raise SparsightError(f"{where} holds a model of type {family}; encoders are of type {', '.join(FAMILIES)}")
-    _refuse_pickles(folder, where)
+    if lacking := _lacks(folder):
+        raise SparsightError(f"no encoder in {where}: {lacking}")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with _quiet(), _damage(where):
         config = AutoConfig.from_pretrained(folder, **options)
@@ -239,15 +242,19 @@ def _has_weights(folder: Path) -> bool:
     return all((folder / part).is_file() for part in parts)
 
 
-def _refuse_pickles(folder: Path, where: str) -> None:
-    if _has_weights(folder):
-        return
-    pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
-    held = f"only {pickles[0]}, a pickle, which could run any code" if pickles else "none"
-    raise SparsightError(
-        f"no encoder in {where}: its weights must be whole safetensors, and it holds {held}; name a revision that "
-        "has them (ORG/NAME@REVISION), or convert it"
-    )
+def _lacks(folder: Path) -> str | None:
+    """What a model's folder has too little of, or None. (A tokenizer without a vocabulary loads, and knows nothing.)"""
+    if not _has_weights(folder):
+        pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
+        held = f"{pickles[0]} is a pickle, which could run any code" if pickles else "there are none"
+        return (
+            f"its weights must be whole safetensors, and {held}; name a revision that has them (ORG/NAME@REVISION), "
+            "or convert it"
+        )
+    for files in (IMAGE_PROCESSOR, VOCABULARY):
+        if not any((folder / f).is_file() for f in files):
+            return f"{' or '.join(files)} is missing"
+    return None
 
 
 @contextmanager
