@@ -24,7 +24,8 @@ from training.errors import CallError
 @click.option(
     "--dictionary",
     default=IndexConfig.dictionary,
-    help="`terms`, `classes`, or a file, a word a line.  [default: terms where the encoder knows any, else classes]",
+    show_default=True,
+    help="`terms`, `classes`, or a file, a word a line; `auto`: terms where the encoder holds some, else classes.",
 )
 @click.option(
     "--template",
@@ -47,7 +48,7 @@ def index(
     index_dir: Path,
     data_dir: Path,
     encoder: str,
-    dictionary: str | None,
+    dictionary: str,
     templates: tuple[str, ...],
     l1: float,
     absolute: bool,

@@ -24,9 +24,9 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Settings of an index. dictionary, templates: None for those that suit the encoder."""
+    """Settings of an index. templates: the prompts of a concept, None for the encoder's own."""
 
-    dictionary: str | None = None
+    dictionary: str = "auto"
     templates: tuple[str, ...] | None = None
     dense: str = "Flat"
     coder: CoderConfig = field(default_factory=CoderConfig)

@@ -38,12 +38,13 @@ class Dictionary:
         return sha.hexdigest()
 
 
-def make_dictionary(source: str | None, encoder: AnyEncoder, templates: Sequence[str] | None = None) -> Dictionary:
-    """Builds the dictionary of a source in an encoder's space; None takes the source that suits the encoder.
+def make_dictionary(source: str, encoder: AnyEncoder, templates: Sequence[str] | None = None) -> Dictionary:
+    """Builds the dictionary of a source in an encoder's space; `auto` takes the source that suits the encoder.
 
     Concepts that nearly coincide are still apart: see `merge_same`.
     """
-    source = source or ("terms" if encoder.concepts else "classes")
+    if source == "auto":
+        source = "terms" if encoder.concepts else "classes"
     if source == "terms":
         if not encoder.concepts:
             raise SparsightError(f"encoder {encoder.name} holds no terms; give --dictionary FILE, a word a line")

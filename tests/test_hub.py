@@ -31,7 +31,7 @@ from training.hub import HubEncoder, fetch, fingerprint_of
 
 FAMILIES = ("clip", "siglip", "siglip2")
 TOKENS = 24
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOWER = {"hidden_size": 40, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def make_folder(family: str, folder: Path, seed: int = 0) -> Path:
@@ -78,7 +78,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 def index(request, folders, pictures, tmp_path_factory) -> tuple[Path, Path]:
     """(index, encoder folder) of a family."""
     folder = tmp_path_factory.mktemp(request.param)
-    index_pictures(folder, pictures, load_encoder(str(folders[request.param])), IndexConfig())
+    index_pictures(folder, pictures, load_encoder(str(folders[request.param])), IndexConfig(dictionary="classes"))
     return folder, folders[request.param]
 
 
@@ -220,7 +220,7 @@ def test_an_encoder_of_our_own_is_not_centred(small_index):
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_few_pictures_have_unit_embeddings(folders, pictures, tmp_path, n):
-    index_pictures(tmp_path, pictures.first(n), load_encoder(str(folders["clip"])), IndexConfig())
+    index_pictures(tmp_path, pictures.first(n), load_encoder(str(folders["clip"])), IndexConfig(dictionary="classes"))
     with Store(tmp_path) as store:
         np.testing.assert_allclose(np.linalg.norm(store.embeddings(), axis=1), 1, atol=1e-5)
     assert run("search", "a cat", "--index", tmp_path).stdout

@@ -51,6 +51,7 @@ class HubEncoder:
     """
 
     concepts: dict[str, str] = {}  # noqa: RUF012 (never written to)
+    known_from = 0.0  # no cosine is known below which a text means little to it
     templates = CLIP_TEMPLATES
 
     def __init__(self, model: Any, tokenizer: Any, processor: Any, *, name: str, source: str, fingerprint: str):
@@ -161,8 +162,8 @@ def fetch(name: str) -> Path:
         return snapshot(cached=False)
     except Exception as e:  # of huggingface_hub, its HTTP client, or the disk
         raise SparsightError(
-            f"no encoder {name}: there is no such folder, the cache {constants.HF_HUB_CACHE} does not hold the whole of that model, "
-            f"and it cannot be had from {constants.ENDPOINT} ({_reason(e)}); download it where there is a network "
+            f"no encoder {name}: there is no such folder, the cache {constants.HF_HUB_CACHE} does not hold the whole "
+            f"of that model, and it cannot be had from {constants.ENDPOINT} ({_reason(e)}); download it where there is a network "
             "(HF_HOME names the cache), or name a folder"
         ) from e
 
