@@ -66,6 +66,7 @@ def index(
     from training.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
     from training.encoder import load_encoder, load_test_embeddings
+    from training.hub import HubEncoder
 
     chosen = pick_device(device)
     loaded = load_encoder(encoder, chosen)
@@ -75,6 +76,8 @@ def index(
     try:
         pictures = None if bundled else load_cifar10(data_dir)
     except MissingDataError as e:
+        if isinstance(loaded, HubEncoder):  # no embeddings of pictures come with it
+            raise
         click.echo(
             f"{e}.\nIndexing the bundled embeddings of the 10,000 test pictures instead (no thumbnails).", err=True
         )

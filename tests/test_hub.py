@@ -288,7 +288,7 @@ def test_tensors_that_are_not_finite(copied, value):
 
 def test_a_tensor_of_another_shape(copied):
     change_weights(copied, lambda t: t.update({"text_projection.weight": t["text_projection.weight"][:5].clone()}))
-    assert "damaged encoder" in fault(copied)
+    assert "tensor text_projection.weight has the shape (5, 40), where config.json asks for (24, 40)" in fault(copied)
 
 
 def test_a_truncated_file(copied):
@@ -346,6 +346,30 @@ def test_a_tokenizer_that_does_not_fit_the_text_tower(copied):
 def test_embeddings_do_not_come_with_a_hub_model(folders, tmp_path):
     stderr = run("index", "--encoder", folders["clip"], "--bundled", "--index", tmp_path, code=1).stderr
     assert "no embeddings of pictures come with tiny-clip" in stderr
+
+
+def test_without_pictures_there_is_nothing_to_index(folders, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    at = ("--index", tmp_path / "index", "--data", tmp_path / "none")
+    assert "no CIFAR-10 in" in run("index", "--encoder", folders["clip"], *at, code=1).stderr
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_on_a_gpu_is_close(folders, pictures, family):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    whole, half = load_encoder(str(folders[family])), load_encoder(str(folders[family]), "cuda")
+    assert isinstance(half, HubEncoder)
+    assert half.model.dtype in (torch.bfloat16, torch.float16)
+    for embed in ("encode_images", "encode_texts"):
+        given = pictures.pixels[:40] if embed == "encode_images" else list(CLASSES)
+        cosines = (getattr(whole, embed)(given) * getattr(half, embed)(given)).sum(1)
+        assert cosines.min() > 0.995
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "{x}", "{} {", "{0}"])
@@ -429,7 +453,7 @@ def test_a_model_of_the_hub_is_fetched_once_without_pickles_and_code(hub):
 
 
 def test_a_model_that_the_hub_does_not_have(hub, tmp_path):
-    with pytest.raises(SparsightError, match="no encoder org/none") as e:
+    with pytest.raises(SparsightError, match=r"no encoder org/none.*has no such model") as e:
         load_encoder("org/none")
     assert str(tmp_path / "cache") in str(e.value)
 

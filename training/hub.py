@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -144,7 +145,7 @@ def fetch(name: str) -> Path:
 
     Raises `SparsightError` naming the model, the cache and the way out.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     repo, _, revision = name.partition("@")
     revision = revision or CONVERTED.get(repo, "main")
@@ -161,10 +162,12 @@ def fetch(name: str) -> Path:
         HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=10)
         return snapshot(cached=False)
     except Exception as e:  # of huggingface_hub, its HTTP client, or the disk
+        closed = isinstance(e, errors.RepositoryNotFoundError)
+        reason = "it has no such model, or none that is open to you" if closed else _reason(e)
         raise SparsightError(
             f"no encoder {name}: there is no such folder, the cache {constants.HF_HUB_CACHE} does not hold the whole "
-            f"of that model, and it cannot be had from {constants.ENDPOINT} ({_reason(e)}); download it where there is a network "
-            "(HF_HOME names the cache), or name a folder"
+            f"of that model, and it cannot be had from {constants.ENDPOINT} ({reason}); name a folder, or download the "
+            "model where there is a network (the variable HF_HOME names the cache)"
         ) from e
 
 
@@ -190,6 +193,7 @@ def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: s
             config=config,
             dtype=_precision(device),
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # and refuse them here, by name
             output_loading_info=True,
             **options,
         )
@@ -197,6 +201,9 @@ def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: s
     if missing:
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise SparsightError(f"damaged encoder in {where}: tensor {missing[0]}{more} missing")
+    for key, found, wanted in info["mismatched_keys"]:
+        shapes = f"the shape {tuple(found)}, where {CONFIG} asks for {tuple(wanted)}"
+        raise SparsightError(f"damaged encoder in {where}: tensor {key} has {shapes}")
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise SparsightError(f"damaged encoder in {where}: tensor {key} has values that are not finite")
@@ -284,5 +291,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(e: BaseException) -> str:
-    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    return (lines or [type(e).__name__])[0]
+    return textwrap.shorten(str(e), 300) or type(e).__name__
