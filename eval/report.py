@@ -135,8 +135,8 @@ def page(report: dict, plot: bytes, thumbnails: dict[int, bytes]) -> str:
     per = memory["sparse_compact_bytes"] / n
     parts = [
         f"<h1>sparsight: {_e(report['dataset']['name'])}, dense against sparse</h1>",
-        f"<p>Encoder <b>{_e(report['encoder']['name'])}</b>, trained on {_e(report['encoder']['trained_on'])}: its "
-        f"figures are not zero-shot in the strict sense. {report['dictionary']['m']} concepts "
+        f"<p>Encoder <b>{_e(report['encoder']['name'])}</b>, {_e(report['encoder']['zero_shot'])}. "
+        f"{report['dictionary']['m']} concepts "
         f"({_e(report['dictionary']['source'])}); {n} pictures of the {_e(report['dataset']['split'])} split.</p>",
         _table(
             ["", "accuracy", "95 % interval (Wilson)", "bytes"],

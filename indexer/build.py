@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,16 @@ from tqdm import tqdm
 from indexer.coder import encode_sparse
 from indexer.config import IndexConfig
 from indexer.dense import build_dense, dense_key, save_dense
-from indexer.dictionary import make_dictionary
+from indexer.dictionary import Dictionary, make_dictionary, merge_same
 from indexer.pictures import thumbnail
 from indexer.store import Contents, write_store
-from training.captions import TEMPLATES
+from training.centring import Means, centre, mean_of
 from training.cifar10 import CLASSES, Pictures
-from training.encoder import Encoder, SplitEmbeddings
+from training.encoder import AnyEncoder, SplitEmbeddings
+from training.hub import HubEncoder
 
 
-def index_pictures(folder: Path, pictures: Pictures, encoder: Encoder, config: IndexConfig) -> dict[str, object]:
+def index_pictures(folder: Path, pictures: Pictures, encoder: AnyEncoder, config: IndexConfig) -> dict[str, object]:
     """Encodes CIFAR-10 pictures and writes both indexes to `folder`; returns the index's meta data."""
     X = encode_pictures(pictures.pixels, encoder, config.batch_size)
     with _bar("thumbnails", len(pictures)) as step:
@@ -40,7 +41,7 @@ def index_pictures(folder: Path, pictures: Pictures, encoder: Encoder, config: I
 
 
 def index_bundled(
-    folder: Path, embeddings: SplitEmbeddings, encoder: Encoder, config: IndexConfig
+    folder: Path, embeddings: SplitEmbeddings, encoder: AnyEncoder, config: IndexConfig
 ) -> dict[str, object]:
     """Indexes the embeddings of CIFAR-10's test pictures that ship with the encoder."""
     n = len(embeddings.X)
@@ -72,15 +73,17 @@ def write_index(
     folder: Path,
     X: np.ndarray,
     described: Described,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     config: IndexConfig,
     *,
     dataset: str,
     embedded: str,
 ) -> dict[str, object]:
     """Codes X (n, d) and writes both indexes; the earlier index stands until the new one is whole."""
-    dictionary = make_dictionary(config.dictionary, encoder)
-    T = encoder.encode_concepts(CLASSES)
+    templates = config.templates or encoder.templates
+    X, dictionary, encoder, means = close_gap(X, make_dictionary(config.dictionary, encoder, templates), encoder)
+    dictionary = merge_same(dictionary)
+    T = encoder.encode_concepts(CLASSES, templates)
     with _bar("code", len(X)) as step:
         codes = encode_sparse(X, dictionary.D, config.coder, device=encoder.device, progress=step)
     index, key = build_dense(X, config.dense), dense_key(X, config.dense)
@@ -93,7 +96,7 @@ def write_index(
         "trained_on": encoder.trained_on,
         "dictionary": dictionary.source,
         "dictionary_fingerprint": dictionary.fingerprint,
-        "templates": list(TEMPLATES),
+        "templates": list(templates),
         "l1": config.coder.l1,
         "coder": asdict(config.coder),
         "dense_factory": config.dense,
@@ -118,6 +121,7 @@ def write_index(
         gap=codes.gap,
         thumbnails=described.thumbnails,
         meta=meta,
+        means=means,
     )
     print("writing the index ...", file=sys.stderr)
     write_store(folder, contents)
@@ -125,7 +129,21 @@ def write_index(
     return {**meta, "n": len(X), "m": len(dictionary.D), "nnz_mean": codes.W.nnz / max(1, len(X))}
 
 
-def encode_pictures(pixels: np.ndarray, encoder: Encoder, batch_size: int) -> np.ndarray:
+def close_gap(
+    X: np.ndarray, dictionary: Dictionary, encoder: AnyEncoder
+) -> tuple[np.ndarray, Dictionary, AnyEncoder, Means | None]:
+    """Centres X (n, d), the atoms and the encoder on their modality's mean, where the encoder's space has the gap.
+
+    One that `sparsight train` wrote has none: its pictures are taught to lie among their own concepts.
+    """
+    if not isinstance(encoder, HubEncoder):
+        return X, dictionary, encoder, None
+    means = Means(image=mean_of(X), text=mean_of(dictionary.D))
+    atoms = centre(dictionary.D, means.text)
+    return centre(X, means.image), replace(dictionary, D=atoms), encoder.centred(means), means
+
+
+def encode_pictures(pixels: np.ndarray, encoder: AnyEncoder, batch_size: int) -> np.ndarray:
     """uint8 pictures (n, s, s, 3) → X (n, d), with a progress bar."""
     parts = [np.zeros((0, encoder.dim), np.float32)]
     with _bar("encode", len(pixels)) as step:

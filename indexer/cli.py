@@ -14,12 +14,24 @@ from training.errors import CallError
 @click.command(cls=Command)
 @index_option
 @data_option
-@click.option("--encoder", default="bundled", show_default=True, help="`bundled`, or a folder written by train.")
+@click.option(
+    "--encoder",
+    default="bundled",
+    show_default=True,
+    help="`bundled`, a folder written by train, or a CLIP, SigLIP or SigLIP 2: a folder, or its name on the Hugging "
+    "Face hub (openai/clip-vit-base-patch32; NAME@REVISION).",
+)
 @click.option(
     "--dictionary",
     default=IndexConfig.dictionary,
     show_default=True,
-    help="`terms`, `classes`, or a file, a word a line.",
+    help="`terms`, `classes`, or a file, a word a line; `auto`: terms where the encoder holds some, else classes.",
+)
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    help='Prompt that holds a concept as {}, as "a photo of a {}."; may be repeated.  [default: the encoder\'s own]',
 )
 @click.option(
     "--l1",
@@ -37,6 +49,7 @@ def index(
     data_dir: Path,
     encoder: str,
     dictionary: str,
+    templates: tuple[str, ...],
     l1: float,
     absolute: bool,
     dense: str,
@@ -46,19 +59,25 @@ def index(
     """Encodes CIFAR-10 and builds both indexes; an earlier index is replaced when the new one is whole."""
     if not 0 < l1 < (float("inf") if absolute else 1):
         raise CallError(f"--l1 {l1}: it must be above 0" + ("" if absolute else " and below 1, or give --absolute"))
+    for template in templates:
+        if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+            raise CallError(f"--template {template!r}: it must hold the concept's place, {{}}, once")
     from indexer.build import index_bundled, index_pictures
     from training.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
     from training.encoder import load_encoder, load_test_embeddings
+    from training.hub import HubEncoder
 
     chosen = pick_device(device)
     loaded = load_encoder(encoder, chosen)
     coder = CoderConfig(l1=l1, relative=not absolute)
-    config = IndexConfig(dictionary=dictionary, dense=dense, coder=coder)
+    config = IndexConfig(dictionary=dictionary, templates=templates or None, dense=dense, coder=coder)
     click.echo(f"encoder {loaded.name} on {chosen}, index {index_dir}", err=True)
     try:
         pictures = None if bundled else load_cifar10(data_dir)
     except MissingDataError as e:
+        if isinstance(loaded, HubEncoder):  # no embeddings of pictures come with it
+            raise
         click.echo(
             f"{e}.\nIndexing the bundled embeddings of the 10,000 test pictures instead (no thumbnails).", err=True
         )

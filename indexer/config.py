@@ -24,7 +24,10 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class IndexConfig:
-    dictionary: str = "terms"
+    """Settings of an index. templates: the prompts of a concept, None for the encoder's own."""
+
+    dictionary: str = "auto"
+    templates: tuple[str, ...] | None = None
     dense: str = "Flat"
     coder: CoderConfig = field(default_factory=CoderConfig)
     batch_size: int = 500

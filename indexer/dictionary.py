@@ -8,13 +8,14 @@ nearly coincide could not be told apart by any code: the later one becomes an al
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from training.cifar10 import CLASSES
-from training.encoder import Encoder
+from training.encoder import AnyEncoder
 from training.errors import SparsightError
 
 SAME = 0.999  # cosine from which two atoms are one
@@ -37,8 +38,13 @@ class Dictionary:
         return sha.hexdigest()
 
 
-def make_dictionary(source: str, encoder: Encoder) -> Dictionary:
-    """Builds the dictionary of a source in an encoder's space."""
+def make_dictionary(source: str, encoder: AnyEncoder, templates: Sequence[str] | None = None) -> Dictionary:
+    """Builds the dictionary of a source in an encoder's space; `auto` takes the source that suits the encoder.
+
+    Concepts that nearly coincide are still apart: see `merge_same`.
+    """
+    if source == "auto":
+        source = "terms" if encoder.concepts else "classes"
     if source == "terms":
         if not encoder.concepts:
             raise SparsightError(f"encoder {encoder.name} holds no terms; give --dictionary FILE, a word a line")
@@ -48,8 +54,8 @@ def make_dictionary(source: str, encoder: Encoder) -> Dictionary:
     else:
         parents = dict.fromkeys(read_words(Path(source)))
     names = list(parents)
-    D = encoder.encode_concepts(names)
-    return merge_same(Dictionary(names, [[] for _ in names], list(parents.values()), D, source))
+    D = encoder.encode_concepts(names, templates or encoder.templates)
+    return Dictionary(names, [[] for _ in names], list(parents.values()), D, source)
 
 
 def read_words(path: Path) -> list[str]:

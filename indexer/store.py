@@ -19,6 +19,7 @@ import duckdb
 import numpy as np
 from scipy import sparse
 
+from training.centring import Means
 from training.errors import SparsightError
 
 DATABASE = "index.duckdb"
@@ -35,6 +36,7 @@ CREATE TABLE concepts (concept_id INTEGER, name VARCHAR, aliases VARCHAR[], pare
 CREATE TABLE classes (class_id INTEGER, name VARCHAR, embedding FLOAT[{d}]);
 CREATE TABLE postings (concept_id INTEGER, image_id INTEGER, weight FLOAT);
 CREATE TABLE thumbnails (image_id INTEGER, jpeg BLOB);
+CREATE TABLE means (modality VARCHAR, embedding FLOAT[{d}]);
 """
 
 
@@ -44,7 +46,8 @@ class Contents:
 
     X (n, d), W (n, m) CSR, D (m, d), T (c, d); per picture: paths, splits, labels, terms, hashes (None where
     unknown), l1 and gap (n,), thumbnails (JPEG bytes, or an empty list); per concept: names, aliases,
-    parents (the class each belongs to, or None); meta: what `meta` is to say beside the counts.
+    parents (the class each belongs to, or None); meta: what `meta` is to say beside the counts; means: what was
+    subtracted from the embeddings of each modality, where anything was.
     """
 
     X: np.ndarray
@@ -65,6 +68,7 @@ class Contents:
     gap: np.ndarray
     thumbnails: list[bytes] = field(default_factory=list)
     meta: dict[str, object] = field(default_factory=dict)
+    means: Means | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ def write_store(folder: Path, c: Contents) -> None:
         )
         if c.thumbnails:
             _insert(con, "thumbnails", {"image_id": ids, "jpeg": c.thumbnails})
+        if c.means is not None:
+            _insert_rows(con, "means", {"modality": ["image", "text"]}, np.stack([c.means.image, c.means.text]))
         con.execute("COMMIT")
         con.execute("USE memory")
         con.execute("DETACH store")  # checkpoints: no write-ahead log is left
@@ -215,6 +221,11 @@ class Store:
         """Class names, and T (c, d)."""
         columns = self._columns("SELECT name, embedding FROM classes ORDER BY class_id")
         return [str(name) for name in columns["name"]], _stack(columns["embedding"], self.d)
+
+    def means(self) -> Means | None:
+        """What queries are centred on, as the index's embeddings were; None where they were not."""
+        found = {m: np.asarray(e, np.float32) for m, e in self._rows("SELECT modality, embedding FROM means")}
+        return Means(found["image"], found["text"]) if found else None
 
     def names(self) -> list[str]:
         """The concepts' names, by id."""

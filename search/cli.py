@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 mode_option = click.option(
     "--mode", type=click.Choice(["sparse", "dense"]), default="sparse", show_default=True, help="Which index answers."
 )
-encoder_option = click.option("--encoder", default=None, help="Encoder folder.  [default: the index's own]")
+encoder_option = click.option(
+    "--encoder", default=None, help="Encoder: folder or hub name.  [default: the index's own]"
+)
 
 
 @click.command(cls=Command)

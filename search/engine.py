@@ -22,7 +22,7 @@ from indexer.store import Concept, Store
 from training.errors import CallError, SparsightError
 
 if TYPE_CHECKING:
-    from training.encoder import Encoder
+    from training.encoder import AnyEncoder
     from training.light_text import LightTextEncoder
 
 Mode = Literal["dense", "sparse"]
@@ -106,16 +106,17 @@ class Searcher:
         self.store.close()
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> AnyEncoder:
         from training.device import pick_device
         from training.encoder import load_encoder
 
         encoder = load_encoder(self._encoder_source, pick_device(self._device))
         self._refuse_another(encoder)
-        return encoder
+        means = self.store.means()
+        return encoder if means is None else encoder.centred(means)  # type: ignore[union-attr]
 
     @cached_property
-    def text_encoder(self) -> Encoder | LightTextEncoder:
+    def text_encoder(self) -> AnyEncoder | LightTextEncoder:
         """What embeds texts: the encoder's text tower alone where it opens without torch, else the encoder."""
         from training.light_text import LightTextEncoder, is_light
 
@@ -129,7 +130,7 @@ class Searcher:
     def _encoder_source(self) -> str:
         return self._encoder_name or self.store.meta["encoder_source"]
 
-    def _refuse_another(self, encoder: Encoder | LightTextEncoder) -> None:
+    def _refuse_another(self, encoder: AnyEncoder | LightTextEncoder) -> None:
         meta = self.store.meta
         if encoder.fingerprint != meta["encoder_fingerprint"]:
             raise SparsightError(
@@ -137,6 +138,11 @@ class Searcher:
                 f"({meta['encoder_fingerprint'][:12]}), not with {encoder.name} ({encoder.fingerprint[:12]}); "
                 "name that one with --encoder, or rebuild the index"
             )
+
+    @cached_property
+    def templates(self) -> list[str]:
+        """The prompts that the index's concepts were embedded in."""
+        return json.loads(self.store.meta["templates"])
 
     @cached_property
     def D(self) -> np.ndarray:
@@ -199,7 +205,7 @@ class Searcher:
 
     def classify(self, target: str, classes: list[str] | None = None, mode: Mode = "sparse") -> Classification:
         """Zero-shot: the class whose prompts' embedding scores highest (the index's classes, or those given)."""
-        names, T = self.store.classes() if classes is None else (classes, self.text_encoder.encode_concepts(classes))
+        names, T = self.store.classes() if classes is None else (classes, self.embed_concepts(classes))
         x, image_id = self.embed_target(target)
         ids, weights = self.code(x, image_id)
         scores = T @ (x if mode == "dense" else weights @ self.D[ids] if len(ids) else np.zeros_like(x))
@@ -244,7 +250,7 @@ class Searcher:
         try:
             t = self.D[self.concept_id(word)]
         except CallError:
-            t = self.text_encoder.encode_concepts([_text(word)])[0]
+            t = self.embed_concepts([_text(word)])[0]
         cosines = self.D @ t
         return [(self.concepts[i].name, float(cosines[i])) for i in top_k(cosines, k)]
 
@@ -264,6 +270,10 @@ class Searcher:
 
     def embed_text(self, text: str) -> np.ndarray:
         return self.text_encoder.encode_texts([_text(text)])[0]
+
+    def embed_concepts(self, names: list[str]) -> np.ndarray:
+        """Concepts → (m, d), in the index's prompts."""
+        return self.text_encoder.encode_concepts(names, self.templates)
 
     def embed_target(self, target: str) -> tuple[np.ndarray, int | None]:
         """x (d,) of a picture file, or of a picture of the index by id or path (then with its id)."""

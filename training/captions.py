@@ -8,6 +8,7 @@ concepts serves both grains.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from training.cifar10 import CLASSES, Pictures
 
 # The prompt ensemble of zero-shot classification (CLIP, section 3.1.4), small enough for a small tower.
 TEMPLATES = ("a photo of a {}.", "a {}.", "{}", "a picture of a {}.", "a small photo of a {}.", "an image of a {}.")
+CLIP_TEMPLATES = ("a photo of a {}.",)  # for encoders of web pictures and texts
 KIND_TEMPLATE = "{}, a kind of {}"
 
 
@@ -53,3 +55,12 @@ def fill(template: str, *words: str) -> str:
         if word[:1].lower() in "aeiou":
             text = text.replace(f"a {word}", f"an {word}")
     return text[:1].lower() + text[1:]
+
+
+def embed_concepts(
+    embed: Callable[[Sequence[str]], np.ndarray], concepts: Sequence[str], templates: Sequence[str]
+) -> np.ndarray:
+    """Concepts → (m, d): each the normalised mean of its prompts' embeddings, which `embed` gives as unit rows."""
+    Z = embed([fill(t, c) for c in concepts for t in templates])
+    Z = Z.reshape(len(concepts), len(templates), Z.shape[1]).mean(1)
+    return Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), 1e-12)

@@ -1,9 +1,9 @@
 """Encoders: pictures and words into one space of unit vectors, whoever trained it.
 
 An encoder is a folder: `config.json` (settings), `model.safetensors` (weights), `tokenizer.json`, and
-`concepts.json` (what its captions named, each with its class). `load_encoder` opens the bundled one, or a
-folder that `sparsight train` wrote. The fingerprint is a SHA-256 over the first three: an index names it,
-and is not searched with another.
+`concepts.json` (what its captions named, each with its class). `load_encoder` opens the bundled one, a
+folder that `sparsight train` wrote, or a CLIP or SigLIP of transformers (`hub.py`). The fingerprint is a
+SHA-256 over the first three: an index names it, and is not searched with another.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.captions import TEMPLATES, fill
+from training.captions import TEMPLATES, embed_concepts
 from training.config import EncoderConfig
 from training.device import fast_bf16
 from training.errors import SparsightError
 from training.files import BUNDLED, CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, folder_of, write_whole
+from training.hub import HubEncoder, fetch, is_hub_folder, is_hub_name, open_hub_encoder
 from training.text_tower import TextTower, tokenize, wrap_tokenizer
 
 CONCEPTS, TEST_EMBEDDINGS, NOTES = "concepts.json", "cifar10-test.safetensors", "training.json"
@@ -69,9 +70,11 @@ class Encoder:
     """A loaded encoder, ready to use: arrays in, unit float32 rows out.
 
     name, fingerprint, trained_on: what an index and a report say of it. source: "bundled" or its folder.
-    concepts: what its captions named → the class of each. dim: d. image_size: pixels a side. known_from: the cosine
-    with the nearest concept below which a text means little to it.
+    concepts: what its captions named → the class of each. dim: d. image_size: pixels a side. templates: its prompts.
+    known_from: the cosine with the nearest concept below which a text means little to it.
     """
+
+    templates = TEMPLATES
 
     def __init__(self, model: DualEncoder, fingerprint: str, source: str, concepts: dict[str, str]):
         self.model = model.eval().requires_grad_(False)
@@ -106,14 +109,22 @@ class Encoder:
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
         """Concepts → (m, d): each the normalised mean of its prompts' embeddings."""
-        prompts = [fill(t, c) for c in concepts for t in templates]
-        Z = self.encode_texts(prompts).reshape(len(concepts), len(templates), self.dim).mean(1)
-        return Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), 1e-12)
+        return embed_concepts(self.encode_texts, concepts, templates)
 
 
-def load_encoder(name: str = "bundled", device: torch.device | str = "cpu") -> Encoder:
-    """Loads the bundled encoder or one from a folder; raises `SparsightError` with the path and the reason."""
+AnyEncoder = Encoder | HubEncoder
+
+
+def load_encoder(name: str = "bundled", device: torch.device | str = "cpu") -> AnyEncoder:
+    """Loads the bundled encoder, one from a folder, or a model of the Hugging Face hub (org/name, org/name@revision).
+
+    Raises `SparsightError` with the path and the reason.
+    """
     folder = folder_of(name)
+    if is_hub_folder(folder):
+        return open_hub_encoder(folder, torch.device(device), name=folder.name, source=str(folder))
+    if is_hub_name(name) and not folder.exists():
+        return open_hub_encoder(fetch(name), torch.device(device), name=name, source=name)
     model = load_model(folder).to(torch.device(device)).to(memory_format=torch.channels_last)
     source = "bundled" if folder == BUNDLED else str(folder)
     try:
@@ -132,11 +143,13 @@ class SplitEmbeddings:
     terms: np.ndarray
 
 
-def load_test_embeddings(encoder: Encoder) -> SplitEmbeddings:
+def load_test_embeddings(encoder: AnyEncoder) -> SplitEmbeddings:
     """Opens the embeddings that ship beside an encoder's weights."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    if isinstance(encoder, HubEncoder):
+        raise SparsightError(f"no embeddings of pictures come with {encoder.name}: it needs the pictures (--data)")
     path = folder_of(encoder.source) / TEST_EMBEDDINGS
     try:
         tensors = load_file(path)

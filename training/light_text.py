@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.captions import TEMPLATES, fill
+from training.captions import TEMPLATES, embed_concepts
 from training.config import MAX_TOKENS
 from training.errors import SparsightError
 from training.files import CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, folder_of
@@ -61,9 +61,7 @@ class LightTextEncoder:
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
         """Concepts → (m, d): each the normalised mean of its prompts' embeddings."""
-        prompts = [fill(t, c) for c in concepts for t in templates]
-        Z = self.encode_texts(prompts).reshape(len(concepts), len(templates), self.dim).mean(1)
-        return Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), 1e-12)
+        return embed_concepts(self.encode_texts, concepts, templates)
 
     def _embed(self, ids: np.ndarray) -> np.ndarray:
         w = self.weights

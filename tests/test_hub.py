@@ -1,0 +1,487 @@
+"""Encoders of transformers: tiny random CLIP, SigLIP and SigLIP 2 folders through every command.
+
+Embeddings are held against plain transformers calls, centring against plain numpy; each fault is one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import shutil
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from eval.cli import main
+from indexer.build import index_pictures
+from indexer.config import IndexConfig
+from indexer.store import Store
+from training.captions import fill
+from training.centring import centre, mean_of
+from training.cifar10 import CLASSES
+from training.encoder import load_encoder
+from training.errors import SparsightError
+from training.hub import HubEncoder, fetch, fingerprint_of
+
+FAMILIES = ("clip", "siglip", "siglip2")
+TOKENS = 24
+TOWER = {"hidden_size": 40, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def make_folder(family: str, folder: Path, seed: int = 0) -> Path:
+    """Writes a tiny random model of a family with a tokenizer of single letters, as save_pretrained does."""
+    import torch
+    import transformers as tf
+
+    torch.manual_seed(seed)
+    letters = [chr(c) for c in range(33, 127)]
+    text = {**TOWER, "max_position_embeddings": TOKENS}
+    vision = {**TOWER, "patch_size": 16}
+    if family == "clip":
+        special = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+        vocabulary = {t: i for i, t in enumerate([*special, *letters, *(c + "</w>" for c in letters)])}
+        tokenizer = tf.CLIPTokenizer(vocab=vocabulary, merges=[])
+        text |= {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+        config = tf.CLIPConfig(text_config=text, vision_config={**vision, "image_size": 48}, projection_dim=24)
+        model = tf.CLIPModel(config)
+        processor = tf.CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    else:
+        pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *letters]
+        tokenizer = tf.Siglip2Tokenizer(vocab={t: i for i, t in enumerate(pieces)}, merges=[])
+        text |= {"vocab_size": len(pieces), "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+        if family == "siglip":
+            config = tf.SiglipConfig(text_config=text, vision_config={**vision, "image_size": 48})
+            model = tf.SiglipModel(config)
+            processor = tf.SiglipImageProcessor(size={"height": 48, "width": 48})
+        else:
+            config = tf.Siglip2Config(text_config=text, vision_config={**vision, "num_patches": 9})
+            model = tf.Siglip2Model(config)
+            processor = tf.Siglip2ImageProcessor(patch_size=16, max_num_patches=9)
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("hub")
+    return {family: make_folder(family, root / f"tiny-{family}") for family in FAMILIES}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def index(request, folders, pictures, tmp_path_factory) -> tuple[Path, Path]:
+    """(index, encoder folder) of a family."""
+    folder = tmp_path_factory.mktemp(request.param)
+    index_pictures(folder, pictures, load_encoder(str(folders[request.param])), IndexConfig(dictionary="classes"))
+    return folder, folders[request.param]
+
+
+@pytest.fixture
+def copied(folders, tmp_path) -> Path:
+    """A CLIP folder to damage."""
+    return Path(shutil.copytree(folders["clip"], tmp_path / "copied"))
+
+
+def run(*args: object, code: int = 0):
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == code, result.output
+    if code:
+        assert len([line for line in result.stderr.splitlines() if line.startswith("Error: ")]) == 1, result.stderr
+        assert "Traceback" not in result.output
+    return result
+
+
+def reference(folder: Path, texts: list[str], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of texts and pictures by transformers' own processor and forward pass."""
+    import torch
+    from transformers import AutoModel, AutoProcessor
+
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    padding = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "padding_side": "right"}
+    tokens = processor.tokenizer([t.lower() for t in texts], return_tensors="pt", **padding)
+    if model.config.model_type != "clip":
+        del tokens["attention_mask"]
+    images = processor.image_processor([Image.fromarray(p) for p in pixels], return_tensors="pt")
+    with torch.inference_mode():
+        out = model(**tokens, **images)
+    return tuple(  # type: ignore[return-value]
+        torch.nn.functional.normalize(z.float(), dim=1).numpy() for z in (out.text_embeds, out.image_embeds)
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_are_transformers_own(folders, family):
+    encoder = load_encoder(str(folders[family]))
+    texts = ["cat", "A photo of a Fire Engine!", "so long a text that it is cut off where the tower ends", "x"]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    Z, X = reference(folders[family], texts, pixels)
+    np.testing.assert_allclose(encoder.encode_texts(texts), Z, atol=2e-6)
+    np.testing.assert_allclose(encoder.encode_images(pixels), X, atol=2e-6)
+    assert encoder.dim == Z.shape[1] == encoder.encode_images(pixels[:0]).shape[1] == encoder.encode_texts([]).shape[1]
+    assert encoder.image_size == 48
+    assert np.ptp(Z @ Z.T) > 1e-3  # the texts differ
+
+
+def test_batches_make_no_difference(folders):
+    encoder = load_encoder(str(folders["siglip"]))
+    texts = [f"number {i}" for i in range(150)]
+    one_by_one = np.vstack([encoder.encode_texts([t]) for t in texts[::29]])
+    np.testing.assert_allclose(encoder.encode_texts(texts)[::29], one_by_one, atol=2e-6)
+
+
+def test_concepts_are_the_mean_of_their_prompts(folders):
+    encoder = load_encoder(str(folders["clip"]))
+    templates = ("a photo of a {}.", "{}")
+    D = encoder.encode_concepts(["cat", "airplane"], templates)
+    for d, name in zip(D, ["cat", "airplane"], strict=True):
+        mean = encoder.encode_texts([fill(t, name) for t in templates]).mean(0)
+        np.testing.assert_allclose(d, mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_array_equal(encoder.encode_concepts(["cat"]), encoder.encode_texts(["a photo of a cat."]))
+
+
+def test_an_index_is_centred_and_so_are_its_queries(index, pictures):
+    folder, encoder_folder = index
+    raw = load_encoder(str(encoder_folder))
+    X, D = raw.encode_images(pictures.pixels), raw.encode_concepts(CLASSES)
+
+    def unit(A):
+        return A / np.linalg.norm(A, axis=1, keepdims=True)
+
+    with Store(folder) as store:
+        np.testing.assert_allclose(store.embeddings(), unit(X - X.mean(0)), atol=1e-4)
+        np.testing.assert_allclose(store.classes()[1], unit(D - D.mean(0)), atol=1e-4)
+        np.testing.assert_allclose(store.dictionary(), unit(D - D.mean(0))[: len(store.names())], atol=1e-4)
+        stored = store.embeddings()
+    hits = json.loads(run("search", "a ship", "--mode", "dense", "-k", 1, "--json", "--index", folder).stdout)
+    t = unit(raw.encode_texts(["a ship"]) - D.mean(0))[0]
+    assert hits["score"] == pytest.approx(float((stored @ t).max()), abs=1e-4)
+    assert hits["id"] == int((stored @ t).argmax())
+
+
+def test_every_command_answers(index, pictures, tmp_path):
+    folder, _ = index
+    at = ("--index", folder, "--json")
+    Image.fromarray(pictures.pixels[4]).save(tmp_path / "p.png")
+    for mode in ("dense", "sparse"):
+        found = run("search", "--picture", tmp_path / "p.png", "--mode", mode, "-k", 5, *at).stdout.splitlines()
+        assert len(found) == 5
+        if mode == "dense":
+            assert json.loads(found[0])["score"] == pytest.approx(1, abs=0.01)  # upscaled as the indexed one was
+        hits = [json.loads(line) for line in run("search", "a cat", "--mode", mode, *at).stdout.splitlines()]
+        assert len(hits) == 10
+        if mode == "sparse":
+            assert all(
+                sum(c["contribution"] for c in h["concepts"]) == pytest.approx(h["score"], abs=1e-5) for h in hits
+            )
+        result = json.loads(run("classify", tmp_path / "p.png", "--mode", mode, *at).stdout)
+        assert result["label"] in CLASSES
+    assert json.loads(run("classify", 3, "--classes", "cat,dog", *at).stdout)["label"] in ("cat", "dog")
+    assert run("search", "--concept", "cat", *at).stdout or "no picture holds" in run("concepts", "cat", *at).stderr
+    assert len(run("concepts", "kitten", "--near", "-k", 3, *at).stdout.splitlines()) == 3
+    e = json.loads(run("explain", 7, "--for", "a deer", *at).stdout)
+    assert sum(c["contribution"] for c in e["concepts"]) == pytest.approx(e["sparse_score"], abs=1e-5)
+
+
+def test_the_report_is_written_and_says_what_the_encoder_saw(index, tmp_path):
+    folder, encoder_folder = index
+    run("eval", "--index", folder, "--out", tmp_path, "--data", tmp_path / "none")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["encoder"]["name"] == encoder_folder.name
+    assert "CIFAR-10" not in report["encoder"]["zero_shot"]
+    assert report["sparse"]["max_relative_gap"] <= 1e-3
+    assert report["open_words"]["unseen"]["queries"] == 40
+
+
+def test_templates_are_kept_with_the_index(folders, pictures, tmp_path):
+    encoder = load_encoder(str(folders["clip"]))
+    templates = ("{}", "one {} there")
+    index_pictures(tmp_path, pictures.first(20), encoder, IndexConfig(dictionary="classes", templates=templates))
+    from search.engine import Searcher
+
+    with Searcher(tmp_path, None, "cpu") as searcher:
+        assert searcher.templates == list(templates)
+        D = encoder.encode_concepts(CLASSES, templates)
+        expected = centre(encoder.encode_concepts(["zebra"], templates), D.mean(0))[0] @ searcher.D.T
+        assert dict(searcher.near_concepts("zebra", 10)) == {
+            c.name: pytest.approx(float(s), abs=1e-4) for c, s in zip(searcher.concepts, expected, strict=True)
+        }
+
+
+def test_an_encoder_of_our_own_is_not_centred(small_index):
+    with Store(small_index) as store:
+        assert store.means() is None
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_few_pictures_have_unit_embeddings(folders, pictures, tmp_path, n):
+    index_pictures(tmp_path, pictures.first(n), load_encoder(str(folders["clip"])), IndexConfig(dictionary="classes"))
+    with Store(tmp_path) as store:
+        np.testing.assert_allclose(np.linalg.norm(store.embeddings(), axis=1), 1, atol=1e-5)
+    assert run("search", "a cat", "--index", tmp_path).stdout
+
+
+def test_centring_by_hand():
+    rng = np.random.default_rng(0)
+    A = rng.normal(1, 1, (50, 8)).astype(np.float32)
+    A /= np.linalg.norm(A, axis=1, keepdims=True)
+    mean = mean_of(A)
+    np.testing.assert_allclose(mean, A.mean(0), atol=1e-6)
+    Z = centre(A, mean)
+    np.testing.assert_allclose(Z, (A - A.mean(0)) / np.linalg.norm(A - A.mean(0), axis=1)[:, None], atol=1e-5)
+    assert np.linalg.norm(Z.mean(0)) < 0.1 < np.linalg.norm(mean)
+    assert not mean_of(A[:0]).any()
+    assert not mean_of(A[:1]).any()
+    assert not mean_of(A[[3, 3, 3]]).any()
+    np.testing.assert_array_equal(centre(A[:1], A[0]), A[:1])
+
+
+def test_the_fingerprint_follows_what_decides_the_output(copied):
+    before = fingerprint_of(copied)
+    (copied / "README.md").write_text("about")
+    assert fingerprint_of(copied) == before
+    config = (copied / "preprocessor_config.json").read_text()
+    (copied / "preprocessor_config.json").write_text(config.replace("48", "47"))
+    assert fingerprint_of(copied) != before
+
+
+def test_an_index_of_another_model_is_refused(index, folders):
+    folder, own = index
+    other = next(f for f in folders.values() if f != own)
+    stderr = run("search", "cat", "--encoder", other, "--index", folder, code=1).stderr
+    assert own.name in stderr
+    assert other.name in stderr
+
+
+def change_weights(folder: Path, change) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def fault(folder: Path) -> str:
+    """The one line that `index` says of an encoder folder."""
+    stderr = run("index", "--encoder", folder, "--bundled", "--index", folder / "index", code=1).stderr
+    assert str(folder) in stderr
+    return stderr
+
+
+def test_missing_tensors(copied):
+    change_weights(copied, lambda tensors: tensors.pop("text_projection.weight"))
+    assert "tensor text_projection.weight is missing" in fault(copied)
+    change_weights(copied, lambda tensors: tensors.pop("visual_projection.weight"))
+    assert "and 1 more are missing" in fault(copied)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tensors_that_are_not_finite(copied, value):
+    change_weights(copied, lambda tensors: tensors["visual_projection.weight"][3, 4].fill_(value))
+    assert "tensor visual_projection.weight has values that are not finite" in fault(copied)
+
+
+def test_a_tensor_of_another_shape(copied):
+    change_weights(copied, lambda t: t.update({"text_projection.weight": t["text_projection.weight"][:5].clone()}))
+    assert "tensor text_projection.weight has the shape (5, 40), where config.json asks for (24, 40)" in fault(copied)
+
+
+def test_a_truncated_file(copied):
+    data = (copied / "model.safetensors").read_bytes()
+    (copied / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert "damaged encoder" in fault(copied)
+
+
+def test_a_pickle_offered_as_weights(copied):
+    marker = copied / "run"
+    (copied / "model.safetensors").unlink()
+    payload = f"cposix\nsystem\n(S'touch {marker}'\ntR.".encode()
+    (copied / "pytorch_model.bin").write_bytes(payload)
+    assert "pytorch_model.bin is a pickle" in fault(copied)
+    (copied / "model.safetensors").write_bytes(payload)
+    assert "damaged encoder" in fault(copied)
+    assert not marker.exists()
+
+
+def test_a_model_of_another_kind(copied):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    assert "of type bert" in fault(copied)
+
+
+def test_a_models_own_code_is_not_run(copied):
+    (copied / "evil.py").write_text(f"open({str(copied / 'run')!r}, 'w')\nclass Evil: pass\n")
+    for name, part in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
+        config = json.loads((copied / name).read_text())
+        value = ["evil.Evil", None] if part == "AutoTokenizer" else "evil.Evil"
+        (copied / name).write_text(json.dumps({**config, "auto_map": {part: value, "AutoModel": "evil.Evil"}}))
+    with suppress(SparsightError):  # refused, or loaded by transformers' own classes
+        load_encoder(str(copied))
+    assert not (copied / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json"])
+def test_a_missing_file_beside_the_weights(copied, name):
+    (copied / name).unlink()
+    assert f"{name} or " in fault(copied)
+
+
+def test_a_tokenizer_that_does_not_fit_the_text_tower(copied):
+    def cut(tensors):
+        key = "text_model.embeddings.token_embedding.weight"
+        tensors[key] = tensors[key][:20].clone()
+
+    change_weights(copied, cut)
+    config = json.loads((copied / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 20
+    (copied / "config.json").write_text(json.dumps(config))
+    assert "damaged encoder" in fault(copied)
+
+
+def test_embeddings_do_not_come_with_a_hub_model(folders, tmp_path):
+    stderr = run("index", "--encoder", folders["clip"], "--bundled", "--index", tmp_path, code=1).stderr
+    assert "no embeddings of pictures come with tiny-clip" in stderr
+
+
+def test_without_pictures_there_is_nothing_to_index(folders, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    at = ("--index", tmp_path / "index", "--data", tmp_path / "none")
+    assert "no CIFAR-10 in" in run("index", "--encoder", folders["clip"], *at, code=1).stderr
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_on_a_gpu_is_close(folders, pictures, family):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    whole, half = load_encoder(str(folders[family])), load_encoder(str(folders[family]), "cuda")
+    assert isinstance(half, HubEncoder)
+    assert half.model.dtype in (torch.bfloat16, torch.float16)
+    for embed in ("encode_images", "encode_texts"):
+        given = pictures.pixels[:40] if embed == "encode_images" else list(CLASSES)
+        cosines = (getattr(whole, embed)(given) * getattr(half, embed)(given)).sum(1)
+        assert cosines.min() > 0.995
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}", "{x}", "{} {", "{0}"])
+def test_a_template_without_one_place(template, tmp_path):
+    assert "--template" in run("index", "--template", template, "--index", tmp_path, code=2).stderr
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub's interface as a snapshot takes; org/tiny alone is there."""
+
+    folder: Path
+    asked: list[str]
+
+    def do_GET(self, body: bool = True) -> None:
+        self.asked.append(self.path)
+        path = self.path.partition("?")[0]
+        commit = "c" * 40
+        if path.startswith("/api/models/org/tiny/revision/"):
+            self._answer(json.dumps({"id": "org/tiny", "sha": commit, "siblings": []}).encode(), {}, body)
+        elif path.startswith("/api/models/org/tiny/tree/"):
+            files = [(f.name, f.read_bytes()) for f in sorted(self.folder.iterdir())]
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in files
+            ]
+            self._answer(json.dumps(tree).encode(), {}, body)
+        elif path.startswith(f"/org/tiny/resolve/{commit}/"):
+            data = (self.folder / path.rpartition("/")[2]).read_bytes()
+            self._answer(data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit}, body)
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
+
+    def _answer(self, data: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(200)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(copied, tmp_path, monkeypatch):
+    """A hub on this machine that offers a tiny CLIP with a pickle and code beside it, and an empty cache."""
+    from huggingface_hub import constants
+
+    (copied / "pytorch_model.bin").write_bytes(b"a pickle")
+    (copied / "modeling.py").write_text("raise SystemExit")
+    handler = type("Handler", (Hub,), {"folder": copied, "asked": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield handler
+        server.shutdown()
+
+
+def test_a_model_of_the_hub_is_fetched_once_without_pickles_and_code(hub):
+    encoder = load_encoder("org/tiny")
+    assert isinstance(encoder, HubEncoder)
+    assert (encoder.name, encoder.source) == ("org/tiny", "org/tiny")
+    assert encoder.fingerprint == fingerprint_of(hub.folder)
+    assert not [p for p in hub.asked if "pytorch_model.bin" in p or "modeling.py" in p]
+    assert {f.name for f in fetch("org/tiny").iterdir()} >= {"config.json", "model.safetensors"}
+    hub.asked.clear()
+    assert load_encoder("org/tiny").fingerprint == encoder.fingerprint
+    assert hub.asked == []
+
+
+def test_a_model_that_the_hub_does_not_have(hub, tmp_path):
+    with pytest.raises(SparsightError, match=r"no encoder org/none.*has no such model") as e:
+        load_encoder("org/none")
+    assert str(tmp_path / "cache") in str(e.value)
+
+
+def test_without_a_network_the_cache_answers_and_else_one_line_names_it(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    load_encoder("org/tiny")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert load_encoder("org/tiny").name == "org/tiny"
+    stderr = run("index", "--encoder", "openai/clip-vit-base-patch32", "--index", tmp_path / "i", code=1).stderr
+    assert "openai/clip-vit-base-patch32" in stderr
+    assert str(tmp_path / "cache") in stderr
+
+
+def test_siglips_own_tokenizer(folders, tmp_path):
+    """SigLIP's vocabulary is a sentencepiece model, its texts lose their punctuation."""
+    spm = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    folder = Path(shutil.copytree(folders["siglip"], tmp_path / "siglip"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    sentences = iter([f"a photo of a {c}" for c in CLASSES] * 20)
+    with (folder / "spiece.model").open("wb") as model:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=sentences, model_writer=model, vocab_size=60, hard_vocab_limit=False, bos_id=-1
+        )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "SiglipTokenizer"}))
+    Z = load_encoder(str(folder)).encode_texts(["a photo of a cat", "A photo, of a CAT!", "a photo of a dog"])
+    np.testing.assert_allclose(Z[0], Z[1], atol=1e-6)
+    assert not np.allclose(Z[0], Z[2], atol=1e-4)
