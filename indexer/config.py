@@ -24,7 +24,7 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class IndexConfig:
-    dictionary: str = "terms"
+    dictionary: str = "auto"
     dense: str = "Flat"
     coder: CoderConfig = field(default_factory=CoderConfig)
     batch_size: int = 500
