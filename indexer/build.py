@@ -97,7 +97,8 @@ def index_folder(
                 f"none of the {len(found)} picture files in {path_text(root)} can be read; {skipped[0].path}: "
                 f"{skipped[0].reason}"
             )
-        splits, given = folder_labels(taken, root) if labels else ([None] * len(taken), [None] * len(taken))
+        unknown: list[str | None] = [None] * len(taken)
+        splits, given = folder_labels(taken, root) if labels else (unknown, unknown)
         described = Described(
             paths=[path_text(p) for p in taken],
             splits=splits,
