@@ -92,7 +92,7 @@ def decode(data: bytes, side: int = 0) -> Image.Image:
 
 def square(image: Image.Image, size: int) -> np.ndarray:
     """(size, size, 3) uint8: shorter side scaled to `size`, the centre of the longer one."""
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
