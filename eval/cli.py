@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("eval", cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Report folder.")
-@click.option("--split", default="test", show_default=True, help="Which pictures to judge by.")
+@click.option("--split", default=None, help="Which pictures to judge by.  [default: test, or all where none is]")
 @click.option("--examples", type=click.IntRange(0), default=8, show_default=True, help="Right and wrong ones, each.")
 @click.option(
     "--corrupted",
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @json_option
 def evaluate(
     out: Path,
-    split: str,
+    split: str | None,
     examples: int,
     corrupted: int,
     index_dir: Path,

@@ -27,31 +27,37 @@ from training.encoder import AnyEncoder
 from training.errors import SparsightError
 
 SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+ALL = "all labelled"  # in place of a split's name
 SYNONYMS = 0.9  # cosine of two concepts' atoms from which the synonym-aware figure takes them as one
 
 
 def evaluate(
     store: Store,
     *,
-    split: str = "test",
+    split: str | None = None,
     device: str = "cpu",
     seed: int = 0,
     examples: int = 8,
     encoder: AnyEncoder | None = None,
     pictures: Pictures | None = None,
 ) -> dict:
-    """Returns the report (DESIGN's keys) for the labelled pictures of a split.
+    """Returns the report (DESIGN's keys) for the labelled pictures of a split: without one, of the split "test",
+    or all labelled ones where it holds none.
 
     encoder: the index's, for the figures on open words; pictures: labelled pictures that it did not train on,
     for those on corruption.
 
-    Raises `SparsightError` where the split holds no labelled picture.
+    Raises `SparsightError` where there are fewer than two labelled pictures.
     """
     rows = store.images()
     classes, T = store.classes()
-    chosen = np.array([i for i, r in enumerate(rows) if r["split"] == split and r["label"] in classes], np.int64)
-    if not len(chosen):
-        raise SparsightError(f"{store.folder} holds no labelled picture of the split {split!r}")
+    split, chosen = judged(rows, classes, split)
+    if len(chosen) < 2:
+        of_split = "" if split == ALL else f" of the split {split!r}"
+        raise SparsightError(
+            f"{store.folder} holds {len(chosen)} labelled picture(s){of_split}, too few for a report; class folders "
+            "give labels: `sparsight index PATH --labels folders`"
+        )
     X_all, D, W_all = store.embeddings(), store.dictionary(), store.codes()
     concepts = store.concepts()
     others = np.setdiff1d(np.arange(len(rows)), chosen)
@@ -62,7 +68,8 @@ def evaluate(
     dense_right, sparse_right = dense_scores.argmax(1) == labels, sparse_scores.argmax(1) == labels
     coder = CoderConfig(**json.loads(store.meta["coder"]))
     n = len(chosen)
-    terms = np.array([str(rows[i]["term"]) for i in chosen])
+    known_terms = any(rows[i]["term"] is not None for i in chosen)
+    terms = np.array([str(rows[i]["term"]) for i in chosen]) if known_terms else None
     dense_neighbours = neighbours(X)
 
     def judge(A: np.ndarray) -> dict[str, float]:
@@ -74,6 +81,7 @@ def evaluate(
         }
 
     train_rows = others if len(others) >= 10_000 else chosen
+    found_rivals, left_out = rivals(X, X_all[train_rows], D, judge, seed)
     report: dict = {
         "dataset": {"name": store.meta["dataset"], "split": split, "n": n, "indexed": len(rows)},
         "encoder": {
@@ -116,7 +124,8 @@ def evaluate(
             "disk": store.disk_bytes(),
         },
         "sweep": sweep(X, D, judge, coder, device),
-        "rivals": rivals(X, X_all[train_rows], D, judge, seed),
+        "rivals": found_rivals,
+        "rivals_left_out": left_out,
         "rivals_trained_on": "pictures outside the split" if train_rows is others else "the split itself",
         "concepts": concept_quality(X, W, D, labels, classes, concepts, [rows[i]["term"] for i in chosen]),
         "hardware": {
@@ -163,6 +172,13 @@ def zero_shot_note(trained_on: str) -> str:
     return f"zero-shot as far as sparsight knows: the encoder was trained on {trained_on}"
 
 
+def judged(rows: list[dict], classes: list[str], split: str | None) -> tuple[str, np.ndarray]:
+    """The split to judge by, and the ids of its pictures whose label is one of the classes."""
+    labelled = np.array([i for i, r in enumerate(rows) if r["label"] in classes], np.int64)
+    of_split = np.array([i for i in labelled if rows[i]["split"] == (split or "test")], np.int64)
+    return (split or "test", of_split) if split or len(of_split) else (ALL, labelled)
+
+
 def sweep(
     X: np.ndarray, D: np.ndarray, judge: Callable[[np.ndarray], dict[str, float]], coder: CoderConfig, device: str
 ) -> list[dict]:
@@ -196,9 +212,9 @@ def concept_quality(X, W, D, labels, classes, concepts, terms) -> dict:
     if (wanted >= 0).any():
         found["top_term_accuracy_dense"] = float((dense == wanted).mean())
         found["top_term_accuracy_sparse"] = float((sparse_ == wanted).mean())
-        near = D @ D.T >= SYNONYMS
         for side, top in (("dense", dense), ("sparse", sparse_)):
-            same = near[np.maximum(top, 0), np.maximum(wanted, 0)] & (top >= 0) & (wanted >= 0)
+            near = (D[np.maximum(top, 0)] * D[np.maximum(wanted, 0)]).sum(1) >= SYNONYMS
+            same = near & (top >= 0) & (wanted >= 0)
             found[f"top_term_accuracy_{side}_synonyms"] = float(same.mean())
     if (parents >= 0).any():
         found["top_concept_class_accuracy_dense"] = float((parents[dense] == labels).mean())

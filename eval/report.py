@@ -19,7 +19,8 @@ table { border-collapse: collapse; margin: 1rem 0; } th, td { text-align: left; 
 tr { border-bottom: 1px solid #ddd; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem; }
 .examples div { border: 1px solid #ddd; border-radius: .4rem; padding: .6rem; font-size: .85rem; }
-.examples img { width: 96px; height: 96px; image-rendering: auto; display: block; margin-bottom: .4rem; }
+.examples img { width: 96px; height: 96px; image-rendering: auto; display: block; margin-bottom: .4rem;
+  object-fit: contain; }
 .wrong { color: #a00; } .note { color: #555; font-size: .9rem; } img.plot { max-width: 100%; }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } tr { border-color: #444; }
   .note { color: #aaa; } .wrong { color: #f77; } }
@@ -90,9 +91,10 @@ def summary(report: dict) -> str:
     lines.append(f"{'bytes a picture':<30} accuracy  class@10  term@10  overlap@10  cosine")
     lines += [
         f"{r['name']:<22} {r['bytes_per_image']:>7.1f}   {r['accuracy']:.4f}    {r['class_precision']:.3f}    "
-        f"{r['term_precision']:.3f}       {r['overlap_with_dense']:.3f}   {r['cosine_mean']:.3f}"
+        f"{_term(r):<5}       {r['overlap_with_dense']:.3f}   {r['cosine_mean']:.3f}"
         for r in ladder(report)
     ]
+    lines += [f"left out: {r['name']}, {r['reason']}" for r in report["rivals_left_out"]]
     for part, o in report.get("open_words", {}).items():
         lines.append(
             f"open words, {part}: precision@10 dense {o['precision_dense']:.3f}, sparse {o['precision_sparse']:.3f} "
@@ -177,13 +179,14 @@ def page(report: dict, plot: bytes, thumbnails: dict[int, bytes]) -> str:
                     f"{r['bytes_per_image']:.1f}",
                     f"{r['accuracy']:.4f}",
                     f"{r['class_precision']:.3f}",
-                    f"{r['term_precision']:.3f}",
+                    _term(r),
                     f"{r['overlap_with_dense']:.3f}",
                     f"{r['cosine_mean']:.3f}",
                 ]
                 for r in ladder(report)
             ],
         ),
+        *(f"<p class='note'>Left out: {_e(r['name'])}, {_e(r['reason'])}.</p>" for r in report["rivals_left_out"]),
         "<h2>Do the concepts name the picture?</h2>",
         _table(
             ["figure", "value"],
@@ -253,6 +256,10 @@ def _table(header: list, rows: list[list]) -> str:
         for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _term(row: dict) -> str:
+    return f"{row['term_precision']:.3f}" if "term_precision" in row else "-"
 
 
 def _interval(part: dict) -> str:

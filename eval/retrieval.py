@@ -36,11 +36,8 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     )
 
 
-def retrieval(A: np.ndarray, labels: np.ndarray, terms: np.ndarray, dense: np.ndarray) -> dict[str, float]:
-    """The figures of one representation A (n, d) beside the dense neighbours (n, k)."""
+def retrieval(A: np.ndarray, labels: np.ndarray, terms: np.ndarray | None, dense: np.ndarray) -> dict[str, float]:
+    """The figures of one representation A (n, d) beside the dense neighbours (n, k); terms (n,) where known."""
     found = neighbours(A, dense.shape[1])
-    return {
-        "class_precision": precision(found, labels),
-        "term_precision": precision(found, terms),
-        "overlap_with_dense": overlap(found, dense),
-    }
+    figures = {"class_precision": precision(found, labels), "overlap_with_dense": overlap(found, dense)}
+    return figures if terms is None else {**figures, "term_precision": precision(found, terms)}

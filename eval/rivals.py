@@ -8,6 +8,7 @@ import numpy as np
 
 from training.errors import SparsightError
 
+CENTROIDS = 256  # of an 8-bit product quantiser: it cannot be trained on fewer rows
 FACTORIES = ("SQ8", "SQ4", "PQ32", "PQ16", "PQ8", "OPQ16,PQ16", "OPQ32,PQ32")
 
 
@@ -27,21 +28,30 @@ def quantised(X: np.ndarray, train: np.ndarray, factory: str, seed: int) -> tupl
 
 def rivals(
     X: np.ndarray, train: np.ndarray, D: np.ndarray, judge: Callable[[np.ndarray], dict[str, float]], seed: int
-) -> list[dict]:
-    """What `judge` says of X (n, d) as each rival gives it back: name, bytes_per_image, and judge's figures."""
+) -> tuple[list[dict], list[dict]]:
+    """What `judge` says of X (n, d) as each rival gives it back: name, bytes_per_image, and judge's figures.
+
+    Beside it the rivals that cannot be trained on so few rows, or do not divide d: name, reason.
+    """
+    left_out = []
     found = [{"name": "float32", "bytes_per_image": 4 * X.shape[1], **judge(X)}]
     for factory in FACTORIES:
+        parts = int(factory.rpartition("PQ")[2]) if "PQ" in factory else 1
+        if X.shape[1] % parts:
+            left_out.append({"name": factory, "reason": f"{parts} parts do not divide {X.shape[1]} dimensions"})
+            continue
+        if parts > 1 and len(train) < CENTROIDS:
+            left_out.append({"name": factory, "reason": f"{len(train)} pictures to train on, {CENTROIDS} are needed"})
+            continue
         try:
             R, size = quantised(X, train, factory, seed)
-        except (RuntimeError, AssertionError) as e:  # a dimension that the quantiser cannot divide
-            if X.shape[1] % 32 == 0:
-                raise SparsightError(f"FAISS cannot train {factory}: {e}") from e
-            continue
+        except (RuntimeError, AssertionError) as e:
+            raise SparsightError(f"FAISS cannot train {factory}: {e}") from e
         found.append({"name": factory, "bytes_per_image": size, **judge(R)})
     # Matching pursuit with one atom: the baseline that a space trained on labels must be measured against.
     nearest = D[(X @ D.T).argmax(1)]
     found.append({"name": "nearest concept alone", "bytes_per_image": 3, **judge(nearest)})
-    return found
+    return found, left_out
 
 
 def _parts(faiss, index) -> list:

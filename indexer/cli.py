@@ -9,9 +9,12 @@ import click
 from indexer.config import CoderConfig, IndexConfig
 from training.cli import Command, data_option, device_option, index_option
 from training.errors import CallError
+from training.files import printable
 
 
 @click.command(cls=Command)
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--labels", type=click.Choice(["folders"]), help="Take the names of PATH's folders as labels.")
 @index_option
 @data_option
 @click.option(
@@ -25,7 +28,8 @@ from training.errors import CallError
     "--dictionary",
     default=IndexConfig.dictionary,
     show_default=True,
-    help="`terms`, `classes`, or a file, a word a line; `auto`: terms where the encoder holds some, else classes.",
+    help="`terms` of the encoder's training, `nouns` (10,000 of WordNet's), `classes`, or a file, a word a line; "
+    "`auto`: terms where the encoder holds some, else nouns.",
 )
 @click.option(
     "--template",
@@ -45,6 +49,8 @@ from training.errors import CallError
 @click.option("--bundled", is_flag=True, help="Index the bundled embeddings of the 10,000 test pictures.")
 @device_option
 def index(
+    path: Path | None,
+    labels: str | None,
     index_dir: Path,
     data_dir: Path,
     encoder: str,
@@ -56,13 +62,22 @@ def index(
     bundled: bool,
     device: str,
 ) -> None:
-    """Encodes CIFAR-10 and builds both indexes; an earlier index is replaced when the new one is whole."""
+    """Encodes the pictures below the folder PATH (without it: CIFAR-10) and builds both indexes.
+
+    An earlier index is replaced when the new one is whole. Taken are JPEG, PNG, WebP, GIF and BMP files at any
+    depth; hidden ones are passed over, those that cannot be read are skipped and listed.
+    """
+    if path is None and labels:
+        raise CallError("--labels needs a PATH, a folder of pictures")
+    if path is not None and bundled:
+        raise CallError("index a PATH or the --bundled embeddings, not both")
     if not 0 < l1 < (float("inf") if absolute else 1):
         raise CallError(f"--l1 {l1}: it must be above 0" + ("" if absolute else " and below 1, or give --absolute"))
     for template in templates:
         if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
             raise CallError(f"--template {template!r}: it must hold the concept's place, {{}}, once")
-    from indexer.build import index_bundled, index_pictures
+    from indexer.build import index_bundled, index_folder, index_pictures
+    from indexer.dictionary import concepts_of
     from training.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
     from training.encoder import load_encoder, load_test_embeddings
@@ -73,6 +88,10 @@ def index(
     coder = CoderConfig(l1=l1, relative=not absolute)
     config = IndexConfig(dictionary=dictionary, templates=templates or None, dense=dense, coder=coder)
     click.echo(f"encoder {loaded.name} on {chosen}, index {index_dir}", err=True)
+    concepts_of(dictionary, loaded, note=lambda text: click.echo(text, err=True))  # faults before the work, not after
+    if path is not None:
+        _report(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
+        return
     try:
         pictures = None if bundled else load_cifar10(data_dir)
     except MissingDataError as e:
@@ -86,6 +105,19 @@ def index(
         meta = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
         meta = index_pictures(index_dir, pictures, loaded, config)
+    _report(index_dir, meta)
+
+
+def _report(index_dir: Path, meta: dict, shown: int = 5) -> None:
+    from indexer.store import DATABASE
+
+    skipped = meta.get("skipped", [])
+    if skipped:
+        click.echo(f"skipped {len(skipped)}, listed in table `skipped` of {index_dir / DATABASE}:", err=True)
+        for path, reason in skipped[:shown]:
+            click.echo(f"  {printable(path)}: {printable(reason)}", err=True)
+        if len(skipped) > shown:
+            click.echo(f"  ... and {len(skipped) - shown} more", err=True)
     click.echo(
         f"{index_dir}: {meta['n']} pictures, {meta['m']} concepts, {meta['nnz_mean']:.2f} concepts a picture "
         f"({meta['embedded']})"

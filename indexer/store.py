@@ -25,6 +25,7 @@ from training.errors import SparsightError
 DATABASE = "index.duckdb"
 FORMAT = 1
 STORAGE_VERSION = "v1.4.0"
+CHUNK = 4096  # thumbnails in memory at a time
 
 SCHEMA = """
 CREATE TABLE meta (key VARCHAR, value VARCHAR);
@@ -37,6 +38,7 @@ CREATE TABLE classes (class_id INTEGER, name VARCHAR, embedding FLOAT[{d}]);
 CREATE TABLE postings (concept_id INTEGER, image_id INTEGER, weight FLOAT);
 CREATE TABLE thumbnails (image_id INTEGER, jpeg BLOB);
 CREATE TABLE means (modality VARCHAR, embedding FLOAT[{d}]);
+CREATE TABLE skipped (path VARCHAR, reason VARCHAR);
 """
 
 
@@ -46,8 +48,8 @@ class Contents:
 
     X (n, d), W (n, m) CSR, D (m, d), T (c, d); per picture: paths, splits, labels, terms, hashes (None where
     unknown), l1 and gap (n,), thumbnails (JPEG bytes, or an empty list); per concept: names, aliases,
-    parents (the class each belongs to, or None); meta: what `meta` is to say beside the counts; means: what was
-    subtracted from the embeddings of each modality, where anything was.
+    parents (the class each belongs to, or None); skipped: path and reason of what was not taken; meta: what
+    `meta` is to say beside the counts; means: what was subtracted from the embeddings of each modality, if anything.
     """
 
     X: np.ndarray
@@ -66,7 +68,8 @@ class Contents:
     hashes: list[str | None]
     l1: np.ndarray
     gap: np.ndarray
-    thumbnails: list[bytes] = field(default_factory=list)
+    thumbnails: Sequence[bytes] = ()
+    skipped: Sequence[tuple[str, str]] = ()
     meta: dict[str, object] = field(default_factory=dict)
     means: Means | None = None
 
@@ -136,8 +139,11 @@ def write_store(folder: Path, c: Contents) -> None:
                 "weight": postings.data.astype(np.float32),
             },
         )
-        if c.thumbnails:
-            _insert(con, "thumbnails", {"image_id": ids, "jpeg": c.thumbnails})
+        for start in range(0, len(c.thumbnails), CHUNK):
+            some = range(start, min(start + CHUNK, len(c.thumbnails)))
+            _insert(con, "thumbnails", {"image_id": ids[some], "jpeg": [c.thumbnails[i] for i in some]})
+        if c.skipped:
+            _insert(con, "skipped", {"path": [p for p, _ in c.skipped], "reason": [r for _, r in c.skipped]})
         if c.means is not None:
             _insert_rows(con, "means", {"modality": ["image", "text"]}, np.stack([c.means.image, c.means.text]))
         con.execute("COMMIT")
@@ -297,6 +303,10 @@ class Store:
         """JPEG bytes by image id; pictures without one are left out."""
         rows = self._rows(f"SELECT image_id, jpeg FROM thumbnails WHERE image_id IN ({_marks(image_ids)})", image_ids)
         return {i: bytes(jpeg) for i, jpeg in rows}
+
+    def skipped(self) -> list[tuple[str, str]]:
+        """(path, reason) of the files that were not taken."""
+        return self._rows("SELECT path, reason FROM skipped ORDER BY path")
 
     def disk_bytes(self) -> dict[str, int]:
         """Bytes on disk by file, and the database's by table (blocks that its segments use)."""

@@ -11,6 +11,7 @@ import click
 
 from training.cli import Command, Group, device_option, index_option, json_option, k_option
 from training.errors import CallError, SparsightError
+from training.files import printable
 
 if TYPE_CHECKING:
     from search.engine import Hit, Mode, Searcher
@@ -144,7 +145,12 @@ def concepts(
 
 @click.command(cls=Command)
 @click.argument("target", metavar="PICTURE")
-@click.option("--for", "text", default=None, help="Explain the hit for this text.  [default: the picture's class]")
+@click.option(
+    "--for",
+    "text",
+    default=None,
+    help="Explain the hit for this text.  [default: the picture's class; in an index without classes, itself]",
+)
 @encoder_option
 @index_option
 @device_option
@@ -159,7 +165,7 @@ def explain(target: str, text: str | None, encoder: str | None, index_dir: Path,
             click.echo(json.dumps(_plain(e)))
             return
         label = f", labelled {e.label}" if e.label else ""
-        click.echo(f"{e.target}{label}, for {e.text!r}:")
+        click.echo(printable(f"{e.target}{label}, for {e.text!r}:"))
         click.echo(f"dense score {e.dense_score:.3f}; sparse {e.sparse_score:.3f}, the sum of the contributions")
         click.echo(f"the concepts hold the picture's embedding to a cosine of {e.cosine:.3f}")
         rows = [[c.name, f"{c.weight:.3f}", f"{c.contribution:+.3f}"] for c in e.concepts]

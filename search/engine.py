@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from scipy import sparse
 
 from indexer.store import Concept, Store
 from training.errors import CallError, SparsightError
+from training.files import path_text
 
 if TYPE_CHECKING:
     from training.encoder import AnyEncoder
@@ -206,6 +208,8 @@ class Searcher:
     def classify(self, target: str, classes: list[str] | None = None, mode: Mode = "sparse") -> Classification:
         """Zero-shot: the class whose prompts' embedding scores highest (the index's classes, or those given)."""
         names, T = self.store.classes() if classes is None else (classes, self.embed_concepts(classes))
+        if not names:
+            raise CallError(f"{self.store.folder} has no classes: name some with --classes, separated by commas")
         x, image_id = self.embed_target(target)
         ids, weights = self.code(x, image_id)
         scores = T @ (x if mode == "dense" else weights @ self.D[ids] if len(ids) else np.zeros_like(x))
@@ -214,13 +218,16 @@ class Searcher:
         return Classification(names[order[0]], [(names[i], float(scores[i])) for i in order], contributions)
 
     def explain(self, target: str, text: str | None = None) -> Explanation:
-        """Why a picture is found by a text; without one, why it is given its class."""
+        """Why a picture is found by a text; without one, why it is given its class.
+
+        Where the index has no classes, t is the picture itself: what each concept holds of it.
+        """
         x, image_id = self.embed_target(target)
         ids, weights = self.code(x, image_id)
         if text is None:
             names, T = self.store.classes()
-            scores = T @ x
-            text, t = names[int(scores.argmax())], T[int(scores.argmax())]
+            best = int((T @ x).argmax()) if names else 0
+            text, t = (names[best], T[best]) if names else ("the picture itself", x)
         else:
             t = self.embed_text(text)
         r = weights @ self.D[ids] if len(ids) else np.zeros_like(x)
@@ -291,7 +298,10 @@ class Searcher:
             if int(target) >= len(self.store):
                 raise CallError(f"no picture {target} in the index: ids run from 0 to {len(self.store) - 1}")
             return int(target)
-        return self.store.find_path(target)
+        for path in dict.fromkeys((path_text(target), path_text(os.path.abspath(target)))):
+            if (found := self.store.find_path(path)) is not None:
+                return found
+        return None
 
     def code(self, x: np.ndarray, image_id: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Concept ids and weights of a picture: the index's where it is in it, else coded with the same settings."""

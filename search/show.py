@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from search.engine import ConceptWeight, Hit
 from training.errors import SparsightError
-from training.files import write_whole
+from training.files import printable, write_whole
 
 CELL = 128  # pixels a side of a picture on the sheet
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """Left-aligned columns, as wide as their widest cell; the last one is cut at the terminal's edge."""
+    rows = [[printable(c) for c in r] for r in rows]
     widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
     edge = max(60, shutil.get_terminal_size((120, 24)).columns)
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (header, *rows)]
@@ -44,7 +45,7 @@ def terminal_pictures(thumbnails: Sequence[bytes], width: int = 16) -> str:
     per_line = max(1, shutil.get_terminal_size((120, 24)).columns // (width + 1))
     out = []
     for start in range(0, len(thumbnails), per_line):
-        pictures = [np.asarray(_open(t).resize((width, width))) for t in thumbnails[start : start + per_line]]
+        pictures = [np.asarray(ImageOps.fit(_open(t), (width, width))) for t in thumbnails[start : start + per_line]]
         for y in range(0, width, 2):
             line = ""
             for p in pictures:
@@ -62,7 +63,7 @@ def write_sheet(path: Path, thumbnails: Sequence[bytes], captions: Sequence[str]
     draw = ImageDraw.Draw(sheet)
     for i, (thumbnail, caption) in enumerate(zip(thumbnails, captions, strict=True)):
         x, y = 8 + i % columns * (CELL + 8), 8 + i // columns * (CELL + 28)
-        sheet.paste(_open(thumbnail).resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
+        sheet.paste(ImageOps.pad(_open(thumbnail), (CELL, CELL), Image.Resampling.LANCZOS, "white"), (x, y))
         draw.text((x, y + CELL + 4), _fitted(draw, caption), fill="black")
     out = io.BytesIO()
     sheet.save(out, "PNG")

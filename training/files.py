@@ -31,6 +31,16 @@ def folder_of(name: str) -> Path:
     return BUNDLED if name == "bundled" else Path(name).absolute()
 
 
+def path_text(path: str | os.PathLike[str]) -> str:
+    """A path as valid text: bytes that are no UTF-8 appear as \\xNN. What an index holds, prints and looks up."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text for one line of a terminal: newlines, escape sequences and the like appear as Python writes them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def fingerprint_of(folder: Path) -> str:
     """SHA-256 over the files that decide an encoder's output."""
     return digest((folder / f).read_bytes() for f in (CONFIG, TOKENIZER, WEIGHTS))

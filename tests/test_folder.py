@@ -1,0 +1,507 @@
+"""Folders of pictures: what is taken and how it is read, labels, vocabularies, and the whole path over them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from eval.cli import main
+from indexer.dictionary import INSULTS, NOUNS, PEOPLE, Dictionary, concepts_of, merge_same, read_nouns, read_words
+from indexer.folder import Picture, Skipped, Spool, find_pictures, folder_labels, in_order, read_pictures
+from indexer.store import DATABASE, Store
+from training.cifar10 import CLASSES
+from training.errors import SparsightError
+from training.files import path_text, printable
+
+RED, WHITE = (200, 30, 30), (255, 255, 255)
+NO_UTF8 = os.fsdecode(b"caf\xe9 \xff.png")
+
+
+def red(*size: int) -> Image.Image:
+    return Image.new("RGB", size or (40, 30), RED)
+
+
+def make_rotated(path: Path) -> None:
+    image = Image.new("RGB", (64, 64), "black")
+    image.paste(WHITE, (0, 0, 64, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90° clockwise: the white half is on the right
+    image.save(path, exif=exif, quality=95)
+
+
+def make_palette(path: Path) -> None:
+    image = Image.new("P", (20, 20), 0)
+    image.putpalette([*RED, 0, 0, 255])
+    image.save(path, transparency=0)
+
+
+def make_animated(path: Path) -> None:
+    red().save(path, save_all=True, append_images=[Image.new("RGB", (40, 30), "blue")], duration=50)
+
+
+def make_grey16(path: Path) -> None:
+    Image.fromarray(np.full((20, 20), 0x8080, np.uint16)).save(path)
+
+
+def make_truncated(path: Path) -> None:
+    Image.effect_noise((200, 200), 60).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def make_bad_exif(path: Path) -> None:
+    red().save(path, exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01\x12")
+
+
+READ = {  # name → (how it is made, the colour that is to be seen all over)
+    "a.jpg": (lambda p: red().save(p, quality=95), RED),
+    "B.JPEG": (lambda p: red().save(p, quality=95), RED),
+    "a.png": (lambda p: red().save(p), RED),
+    "a.webp": (lambda p: red().save(p, lossless=True), RED),
+    "a.gif": (lambda p: red().save(p), RED),
+    "a.bmp": (lambda p: red().save(p), RED),
+    "deep/er/and/deeper/a.png": (lambda p: red().save(p), RED),
+    "really a png.jpg": (lambda p: red().save(p, "PNG"), RED),
+    "two in one.jpg": (lambda p: red().save(p, "MPO", save_all=True, append_images=[red()], quality=95), RED),
+    "one pixel.png": (lambda p: red(1, 1).save(p), RED),
+    "a line.png": (lambda p: red(1, 10_000).save(p), RED),
+    "cmyk.jpg": (lambda p: Image.new("CMYK", (40, 30), (0, 255, 255, 0)).save(p, quality=95), (255, 0, 0)),
+    "palette.png": (make_palette, WHITE),
+    "clear.png": (lambda p: Image.new("RGBA", (40, 30), (9, 9, 9, 0)).save(p), WHITE),
+    "grey16.png": (make_grey16, (128, 128, 128)),
+    "animated.gif": (make_animated, RED),
+    "animated.webp": (make_animated, RED),
+    "animated.png": (make_animated, RED),
+    "bad exif.jpg": (make_bad_exif, RED),
+    "🐈 “quoted” 'x' \"y\"; DROP TABLE images.png": (lambda p: red().save(p), RED),
+    "new\nline\x1b[31m.png": (lambda p: red().save(p), RED),
+    NO_UTF8: (lambda p: red().save(p), RED),
+}
+
+SKIPPED = {  # name → (how it is made, what its reason says)
+    "truncated.jpg": (make_truncated, "damaged"),
+    "zero.png": (lambda p: p.write_bytes(b""), "empty"),
+    "text.jpg": (lambda p: p.write_text("no picture"), "no picture"),
+    "tiff.png": (lambda p: red().save(p, "TIFF"), "no picture"),
+    "pipe.jpg": (os.mkfifo, "not a regular file"),
+    "itself.png": (lambda p: p.symlink_to(p), "symbolic links"),
+    "broken link.png": (lambda p: p.symlink_to(p.with_name("nothing")), "No such file"),
+    "large.png": (lambda p: Image.new("1", (9_000, 8_000)).save(p), "too large: 9000 × 8000"),
+    "bomb.png": (lambda p: Image.new("1", (20_000, 20_000)).save(p), "too large"),
+    "loop": (lambda p: p.symlink_to(p.parent), "link to a folder"),
+}
+
+PASSED_OVER = {
+    "notes.txt": lambda p: p.write_text("notes"),
+    ".hidden.png": lambda p: red().save(p),
+    ".git/a.png": lambda p: red().save(p),
+    "a folder.png/readme": lambda p: p.write_text("a folder may be named so"),
+}
+
+
+@pytest.fixture(scope="module")
+def odd_folder(tmp_path_factory) -> Path:
+    """Every kind of file that a folder of pictures may hold."""
+    root = tmp_path_factory.mktemp("odd")
+    makers = {n: m for n, (m, _) in (READ | SKIPPED).items()} | PASSED_OVER
+    for name, make in makers.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        make(root / name)
+    make_rotated(root / "rotated.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def read(odd_folder):
+    paths, skipped = find_pictures(odd_folder)
+    results = [*read_pictures(paths, 32, ahead=5, workers=3), *skipped]
+    return {os.path.relpath(r.path, odd_folder): r for r in results}
+
+
+def test_every_picture_file_is_read_or_skipped_and_nothing_else_is(read):
+    taken = {name for name, r in read.items() if isinstance(r, Picture)}
+    assert taken == {*READ, "rotated.jpg"}
+    assert {name for name, r in read.items() if isinstance(r, Skipped)} == set(SKIPPED)
+
+
+@pytest.mark.parametrize("name", READ, ids=printable)
+def test_a_picture_is_read_in_its_defined_way(read, odd_folder, name):
+    picture = read[name]
+    assert picture.pixels.shape == (32, 32, 3)
+    assert np.abs(picture.pixels.astype(int) - READ[name][1]).max() <= 12
+    assert picture.content_hash == hashlib.sha256((odd_folder / name).read_bytes()).hexdigest()
+    shown = Image.open(io.BytesIO(picture.thumbnail))
+    assert shown.format == "JPEG"
+    assert max(shown.size) <= 128
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_a_file_is_skipped_with_its_reason(read, name):
+    assert SKIPPED[name][1] in read[name].reason
+
+
+def test_exif_turns_picture_and_thumbnail(read):
+    shown = np.asarray(Image.open(io.BytesIO(read["rotated.jpg"].thumbnail)).convert("RGB"))
+    for pixels in (read["rotated.jpg"].pixels, shown):
+        side = pixels.shape[1]
+        assert pixels[:, 3 * side // 4 :].mean() > 200
+        assert pixels[:, : side // 4].mean() < 50
+
+
+def test_thumbnails_keep_the_shape(tmp_path):
+    red(400, 100).save(tmp_path / "wide.png")
+    picture = next(read_pictures([str(tmp_path / "wide.png")], 32, ahead=1))
+    assert isinstance(picture, Picture)
+    assert Image.open(io.BytesIO(picture.thumbnail)).size == (128, 32)
+
+
+def test_the_order_is_that_of_the_paths(odd_folder):
+    paths, _ = find_pictures(odd_folder)
+    assert paths == sorted(paths, key=os.fsencode)
+    results = list(read_pictures(paths, 32, ahead=4, workers=4))
+    assert [r.path for r in results] == paths
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_what_may_not_be_read_is_skipped(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    red().save(tmp_path / "closed.png")
+    (tmp_path / "closed.png").chmod(0)
+    paths, skipped = find_pictures(tmp_path)
+    results = list(read_pictures(paths, 32, ahead=1))
+    assert [r.reason for r in (*skipped, *results) if isinstance(r, Skipped)] == ["Permission denied"] * 2
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_no_more_than_a_window_of_pictures_is_held(ahead):
+    lock, held, most = threading.Lock(), 0, 0
+
+    def do(i: int) -> int:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        time.sleep(0.001 * (i % 3))
+        return i
+
+    results = []
+    for i in in_order(do, range(40), workers=4, ahead=ahead):
+        with lock:
+            held -= 1
+        results.append(i)
+    assert results == list(range(40))
+    assert most <= ahead
+
+
+def test_a_fault_in_a_thread_reaches_the_caller():
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda i: 1 // i, [1, 0, 1], workers=2, ahead=2))
+
+
+@settings(deadline=None, max_examples=30)
+@given(parts=st.lists(st.binary(max_size=50), max_size=8))
+def test_a_spool_is_a_list_of_bytes(tmp_path_factory, parts):
+    with Spool(tmp_path_factory.getbasetemp()) as spool:
+        for part in parts:
+            spool.append(part)
+        assert list(spool) == parts
+        assert [spool[i] for i in reversed(range(len(parts)))] == parts[::-1]
+        with pytest.raises(IndexError):
+            spool[len(parts)]
+
+
+def test_labels_of_folders(tmp_path):
+    paths = [str(tmp_path / p) for p in ("top.png", "fire_engine/1.png", "tabby-cat/a/b/2.png", "__/3.png")]
+    assert folder_labels(paths, tmp_path) == ([None] * 4, [None, "fire engine", "tabby cat", "__"])
+    paths = [str(tmp_path / p) for p in ("test/cat/1.png", "train/dog/2.png", "train/3.png", "4.png")]
+    assert folder_labels(paths, tmp_path) == (["test", "train", "train", None], ["cat", "dog", None, None])
+
+
+# The whole path, through the command line.
+
+
+@pytest.fixture
+def run():
+    def invoke(*args: object, code: int = 0):
+        result = CliRunner().invoke(main, [str(a) for a in args])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == code, result.output
+        if code:
+            errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+            assert len(errors) == 1, result.stderr
+            assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def album(pictures, tmp_path_factory) -> Path:
+    """Sixty pictures of the small encoder's classes, in class folders; one without a class, one damaged."""
+    root = tmp_path_factory.mktemp("album")
+    for i in range(60):
+        folder = root / CLASSES[pictures.labels[i]]
+        folder.mkdir(exist_ok=True)
+        kind = ("png", "bmp", "webp")[i % 3]
+        Image.fromarray(pictures.pixels[i]).save(folder / f"{i:03d}.{kind}", lossless=True)
+    Image.fromarray(pictures.pixels[3]).save(root / "new\nline.png")
+    (root / "cat" / "zero.jpg").write_bytes(b"")
+    return root
+
+
+@pytest.fixture(scope="module")
+def album_index(album, small_encoder_dir, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("album-index")
+    args = ["index", album, "--labels", "folders", "--encoder", small_encoder_dir, "--index", folder]
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == 0, result.output
+    assert "61 pictures" in result.stdout
+    assert "skipped 1" in result.stderr
+    assert "zero.jpg: it is empty" in result.stderr
+    return folder
+
+
+def test_the_index_holds_the_folder(album, album_index):
+    with Store(album_index) as store:
+        rows = store.images()
+        assert [str(r["path"]) for r in rows] == sorted(str(r["path"]) for r in rows)
+        assert all(Path(str(r["path"])).is_file() for r in rows)
+        assert {str(r["label"]) for r in rows} == {*CLASSES, "None"}
+        assert all(r["label"] == Path(str(r["path"])).parent.name for r in rows if r["label"])
+        assert store.classes()[0] == sorted(CLASSES)
+        assert len(store.thumbnails(range(len(rows)))) == len(rows)
+        assert store.skipped() == [(str(album / "cat" / "zero.jpg"), "it is empty")]
+        hashes = store.con.execute("SELECT path, content_hash FROM images").fetchall()
+        assert all(h == hashlib.sha256(Path(p).read_bytes()).hexdigest() for p, h in hashes)
+    assert sorted(f.name for f in album_index.iterdir()) == ["dense.faiss", DATABASE]
+
+
+def test_the_embeddings_are_those_of_the_files_pixels(album_index, pictures, small_encoder_dir):
+    from training.encoder import load_encoder
+
+    with Store(album_index) as store:
+        paths, X = [Path(str(r["path"])) for r in store.images()], store.embeddings()
+    rows = [i for i, p in enumerate(paths) if p.stem.isdigit()]
+    expected = load_encoder(str(small_encoder_dir)).encode_images(pictures.pixels[[int(paths[i].stem) for i in rows]])
+    np.testing.assert_allclose(X[rows], expected, atol=1e-5)
+
+
+def test_search_finds_and_shows_the_pictures(run, album, album_index, tmp_path):
+    ship = next((album / "ship").iterdir())
+    for mode in ("dense", "sparse"):
+        at = ("-k", 5, "--mode", mode, "--json", "--index", album_index)
+        assert len(run("search", "a ship", *at).stdout.splitlines()) == 5
+        hits = [json.loads(line) for line in run("search", "--picture", ship, *at).stdout.splitlines()]
+        assert str(ship) in [h["path"] for h in hits]
+        assert all(Path(h["path"]).is_file() for h in hits)
+    sheet = tmp_path / "sheet.png"
+    found = run("search", "--picture", album / "new\nline.png", "-k", 3, "--index", album_index, "--sheet", sheet)
+    assert len(found.stdout.splitlines()) == 4, "a newline in a path is not one in the table"
+    assert sheet.is_file()
+
+
+def test_a_printed_path_names_its_picture(run, album_index, album, monkeypatch):
+    hit = json.loads(run("search", "a cat", "-k", 1, "--json", "--index", album_index).stdout)
+    assert json.loads(run("explain", hit["path"], "--json", "--index", album_index).stdout)["target"] == hit["path"]
+    again = run("search", "--picture", hit["path"], "--mode", "dense", "-k", 1, "--json", "--index", album_index).stdout
+    assert json.loads(again)["id"] == hit["id"]
+    monkeypatch.chdir(album)
+    relative = os.path.relpath(hit["path"], album)
+    assert json.loads(run("explain", relative, "--json", "--index", album_index).stdout)["target"] == hit["path"]
+
+
+def test_classify_uses_the_folders_as_classes(run, album_index, album):
+    with Store(album_index) as store:
+        classes, T = store.classes()
+        rows, X = store.images(), store.embeddings()
+    targets = [str(r["path"]) for r in rows[:9]]
+    out = run("classify", *targets, "--mode", "dense", "--json", "--index", album_index).stdout.splitlines()
+    assert [json.loads(line)["label"] for line in out] == [classes[i] for i in (X[:9] @ T.T).argmax(1)]
+
+
+def test_eval_reports_on_few_pictures(run, album_index, tmp_path):
+    stdout = run("eval", "--index", album_index, "--out", tmp_path).stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["dataset"]["split"] == "all labelled"
+    assert report["dataset"]["n"] == 60
+    with Store(album_index) as store:
+        classes, T = store.classes()
+        rows, X = store.images(), store.embeddings()
+    right = [classes[j] == r["label"] for r, j in zip(rows, (X @ T.T).argmax(1), strict=True) if r["label"]]
+    assert report["dense"]["accuracy"] == pytest.approx(np.mean(right))
+    assert {"SQ8", "SQ4"} <= {r["name"] for r in report["rivals"]}
+    left_out = {r["name"]: r["reason"] for r in report["rivals_left_out"]}
+    assert set(left_out) == {"PQ32", "PQ16", "PQ8", "OPQ16,PQ16", "OPQ32,PQ32"}
+    assert "left out: PQ8, 60 pictures to train on, 256 are needed" in stdout
+    assert all("term_precision" not in r for r in (*report["rivals"], *report["sweep"]))
+    assert "corruptions" not in report
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN
+    assert "data:image/jpeg" in (tmp_path / "index.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def plain_index(odd_folder, small_encoder_dir, tmp_path_factory) -> Path:
+    """The odd folder without labels, through a vocabulary."""
+    words = tmp_path_factory.mktemp("words") / "words.txt"
+    words.write_text("\ufeff# colours\nship\n\ncat\n  dark   dog\nCat\n", encoding="utf-8")
+    folder = tmp_path_factory.mktemp("plain-index")
+    args = ["index", odd_folder, "--dictionary", words, "--encoder", small_encoder_dir, "--index", folder]
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == 0, result.output
+    assert "passed over 1 blank line(s) and 1 repetition(s)" in result.stderr
+    assert f"skipped {len(SKIPPED)}" in result.stderr
+    assert f"and {len(SKIPPED) - 5} more" in result.stderr
+    assert "\x1b" not in result.stderr
+    return folder
+
+
+def test_odd_names_are_kept_and_found_again(run, plain_index, odd_folder):
+    with Store(plain_index) as store:
+        assert store.names() == ["ship", "cat", "dark dog"]
+        paths = [str(r["path"]) for r in store.images()]
+        assert sorted(paths) == sorted(path_text(odd_folder / n) for n in (*READ, "rotated.jpg"))
+        assert dict(store.skipped()).keys() == {str(odd_folder / n) for n in SKIPPED}
+    for name in READ:
+        for target in {str(odd_folder / name), path_text(odd_folder / name)}:
+            out = run("explain", target, "--for", "a cat", "--json", "--index", plain_index).stdout
+            assert json.loads(out)["target"] == path_text(odd_folder / name)
+
+
+def test_without_labels_classes_are_asked_for(run, plain_index, odd_folder):
+    picture = odd_folder / "a.png"
+    assert "--classes" in run("classify", picture, "--index", plain_index, code=2).stderr
+    out = run("classify", picture, "--classes", "cat,ship", "--json", "--index", plain_index).stdout
+    assert json.loads(out)["label"] in ("cat", "ship")
+    e = json.loads(run("explain", picture, "--json", "--index", plain_index).stdout)
+    assert e["text"] == "the picture itself"
+    assert e["dense_score"] == pytest.approx(1, abs=1e-5)
+    assert sum(c["contribution"] for c in e["concepts"]) == pytest.approx(e["sparse_score"], abs=1e-5)
+    assert "--labels folders" in run("eval", "--index", plain_index, code=1).stderr
+
+
+def test_folders_that_cannot_be_indexed(run, small_encoder_dir, odd_folder, tmp_path):
+    empty, damaged, file = tmp_path / "empty", tmp_path / "damaged", tmp_path / "file.png"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("no picture")
+    damaged.mkdir()
+    (damaged / "zero.png").write_bytes(b"")
+    red().save(file)
+    index = tmp_path / "index"
+    at = ("--encoder", small_encoder_dir, "--index", index)
+    assert "no pictures in" in run("index", empty, *at, code=1).stderr
+    assert "No such file" in run("index", tmp_path / "none", *at, code=1).stderr
+    assert "Not a directory" in run("index", file, *at, code=1).stderr
+    assert "zero.png: it is empty" in run("index", damaged, *at, code=1).stderr
+    assert "no class folders" in run("index", tmp_path / "damaged", "--labels", "folders", *at, code=1).stderr
+    assert "needs a PATH" in run("index", "--labels", "folders", *at, code=2).stderr
+    assert "not both" in run("index", odd_folder, "--bundled", *at, code=2).stderr
+    assert not (index / DATABASE).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds 0 concept"),
+        (b"\n \n# only a comment\n", "holds 0 concept"),
+        (b"cat\n", "holds 1 concept"),
+        (b"cat\nCAT\n  cat \n", "holds 1 concept"),
+        (b"\xff\xfe\x00d", "not UTF-8"),
+        (b"cat\x00\x01\ndog\n", "not text"),
+        (None, "Is a directory"),
+    ],
+)
+def test_vocabularies_that_give_no_dictionary(run, small_encoder_dir, odd_folder, tmp_path, content, message):
+    words = tmp_path / "words.txt"
+    if content is None:
+        words.mkdir()
+    else:
+        words.write_bytes(content)
+    at = ("--encoder", small_encoder_dir, "--index", tmp_path / "index", "--dictionary", words)
+    stderr = run("index", odd_folder, *at, code=1).stderr
+    assert message in stderr
+    assert "encode" not in stderr.replace("encoder", ""), "found before the pictures are encoded"
+
+
+def test_a_vocabulary_is_read_once_each_with_a_note(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("# mine\n\nfire  engine\nCat\ncat\n \n", encoding="utf-8")
+    notes: list[str] = []
+    assert read_words(path, notes.append) == ["fire engine", "Cat"]
+    assert notes == [f"{path}: passed over 2 blank line(s) and 1 repetition(s)"]
+
+
+def test_the_nouns_are_many_distinct_and_no_insults():
+    nouns = read_nouns()
+    assert len(nouns) > 8000
+    assert len({n.casefold() for n in nouns}) == len(nouns)
+    assert {"dalmatian", "windmill", "pizza", "acoustic guitar", *PEOPLE} <= set(nouns)
+    assert not INSULTS & set(nouns)
+    assert not {"gook", "mulatto", "working girl"} & set(nouns)  # of WordNet's file of persons
+
+
+def test_the_default_dictionary_depends_on_the_encoder(small_encoder_dir, tmp_path):
+    from training.encoder import CONCEPTS, load_encoder
+
+    assert concepts_of("auto", load_encoder(str(small_encoder_dir)))[0] == "terms"
+    bare = tmp_path / "bare"
+    shutil.copytree(small_encoder_dir, bare)
+    (bare / CONCEPTS).unlink()
+    source, concepts = concepts_of("auto", load_encoder(str(bare)))
+    assert source == NOUNS
+    assert list(concepts) == read_nouns()
+    with pytest.raises(SparsightError, match="--dictionary nouns"):
+        concepts_of("terms", load_encoder(str(bare)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10_000), m=st.integers(0, 40), block=st.integers(1, 12))
+def test_merging_by_blocks_is_merging_one_by_one(seed, m, block):
+    rng = np.random.default_rng(seed)
+    D = rng.normal(size=(m, 3)).astype(np.float32)
+    D /= np.linalg.norm(D, axis=1, keepdims=True) if m else 1
+    names = [str(i) for i in range(m)]
+    merged = merge_same(Dictionary(names, [[f"{n}'"] for n in names], [None] * m, D, "x"), 0.95, block)
+    kept: list[int] = []
+    aliases: dict[int, list[str]] = {}
+    for i in range(m):
+        cosines = [float(D[j] @ D[i]) for j in kept]
+        if cosines and max(cosines) >= 0.95:
+            aliases[kept[int(np.argmax(cosines))]].append(names[i])
+        else:
+            kept.append(i)
+            aliases[i] = [f"{i}'"]
+    assert merged.names == [names[i] for i in kept]
+    assert merged.aliases == [aliases[i] for i in kept]
+    np.testing.assert_array_equal(merged.D, D[kept])
+
+
+def test_ctrl_c_leaves_the_earlier_index(album, album_index, small_encoder_dir):
+    before = {f.name: f.read_bytes() for f in album_index.iterdir()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "indexer", str(album), "--encoder", str(small_encoder_dir), "--index", str(album_index)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    while "encoder" not in (line := process.stderr.readline()):
+        assert line, "the build ended before it began"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "interrupted" in process.stderr.read().splitlines()[-1]
+    assert {f.name: f.read_bytes() for f in album_index.iterdir()} == before
