@@ -13,7 +13,7 @@ class CoderConfig:
     tol: the relative duality gap that is asked for. working_set: atoms a row starts with.
     """
 
-    l1: float = 0.7
+    l1: float = 0.9
     relative: bool = True
     tol: float = 1e-4
     working_set: int = 32

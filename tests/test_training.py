@@ -123,6 +123,29 @@ def test_augmentation_mirrors_every_second_epoch_and_keeps_the_range(pictures):
     assert 0 <= shifted.min() <= shifted.max() <= 255.01
 
 
+def test_cutout_hides_one_square_of_each_picture():
+    white = torch.full((64, 3, 32, 32), 255, dtype=torch.uint8)
+    x = augment(white, torch.arange(64), 0, 32, 0, np.random.default_rng(0), cutout=8, fill_colour=(0.0, 0.5, 1.0))
+    hidden = x[:, 0] == 0  # (64, 32, 32)
+    sizes = hidden.sum((1, 2))
+    assert sizes.max() == 64
+    assert sizes.min() >= 16  # at a corner a quarter is left
+    assert (hidden.any(1).sum(1) * hidden.any(2).sum(1) == sizes).all()
+    assert torch.all(x[:, 1][hidden] == 127.5)
+    assert torch.all(x[:, 1][~hidden] == 255)
+
+
+def test_a_second_stretch_begins_with_the_firsts_weights(pictures, small_config, small_encoder_dir, tmp_path):
+    config = replace(small_config, sizes=((32, 1),), lr=1e-6, head_lr=1e-9, text_lr=1e-9)
+    train(pictures, config, tmp_path, device=CPU, start=small_encoder_dir)
+    first, second = load_encoder(str(small_encoder_dir)), load_encoder(str(tmp_path))
+    X, Z = (e.encode_images(pictures.pixels) for e in (first, second))
+    assert ((X * Z).sum(1) > 0.9).all()
+    wider = replace(config, encoder=replace(config.encoder, dim=48))
+    with pytest.raises(SparsightError, match="another shape"):
+        train(pictures, wider, tmp_path / "wider", device=CPU, start=small_encoder_dir)
+
+
 def test_the_learning_rate_rises_then_falls_to_zero():
     factors = [lr_factor(i / 100, 0.1) for i in range(101)]
     assert max(factors) == pytest.approx(1)

@@ -106,6 +106,23 @@ class Group(_OneLineErrors, click.Group):
     show_default=True,
     help="Peak rate of Muon, for the convolutions.",
 )
+@click.option(
+    "--shift", type=click.IntRange(0, 16), default=TrainConfig.shift, show_default=True, help="Largest shift, pixels."
+)
+@click.option(
+    "--cutout",
+    type=click.IntRange(0, 31),
+    default=TrainConfig.cutout,
+    show_default=True,
+    help="Side of the square hidden in each picture, pixels.",
+)
+@click.option(
+    "--from",
+    "start",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Encoder folder of an earlier stretch, to begin with its weights.",
+)
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
 @click.option(
     "--teacher",
@@ -123,6 +140,9 @@ def train(
     sizes: str,
     batch_size: int,
     lr: float,
+    shift: int,
+    cutout: int,
+    start: Path | None,
     precision: str,
     teacher: str | None,
     limit: int | None,
@@ -136,7 +156,14 @@ def train(
 
     encoder = EncoderConfig(name=f"{image_tower}-cifar10", image_tower=image_tower)
     config = TrainConfig(
-        encoder=encoder, pretrained=pretrained, seed=seed, batch_size=batch_size, lr=lr, sizes=parse_sizes(sizes)
+        encoder=encoder,
+        pretrained=pretrained,
+        seed=seed,
+        batch_size=batch_size,
+        lr=lr,
+        shift=shift,
+        cutout=cutout,
+        sizes=parse_sizes(sizes),
     )
     chosen = pick_device(device)
     pictures = load_cifar10(data_dir, ("train",))
@@ -145,7 +172,7 @@ def train(
     bf16 = {"auto": None, "bf16": True, "fp32": False}[precision]
     click.echo(f"training {image_tower} on {len(pictures)} pictures, on {chosen}, into {out}", err=True)
     held_out = load_cifar10(data_dir, ("test",))
-    run_training(pictures, config, out, device=chosen, bf16=bf16, held_out=held_out, teacher=teacher)
+    run_training(pictures, config, out, device=chosen, bf16=bf16, held_out=held_out, teacher=teacher, start=start)
     click.echo(str(out))
 
 

@@ -72,6 +72,7 @@ class TrainConfig:
     text_lr: float = 2e-3  # AdamW, the text tower and the temperature
     warmup: float = 0.1  # of all steps
     shift: int = 2  # pixels, of 32
+    cutout: int = 0  # side of the square that is hidden in each picture, pixels of 32
     max_scale: float = 20.0  # bound, and start, of the inverse temperature
     pretrained: bool = False
     seed: int = 0

@@ -26,7 +26,7 @@ from training.files import BUNDLED, CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, 
 from training.hub import HubEncoder, fetch, is_hub_folder, is_hub_name, open_hub_encoder
 from training.text_tower import TextTower, tokenize, wrap_tokenizer
 
-CONCEPTS, TEST_EMBEDDINGS = "concepts.json", "cifar10-test.safetensors"
+CONCEPTS, TEST_EMBEDDINGS, NOTES = "concepts.json", "cifar10-test.safetensors", "training.json"
 
 
 class DualEncoder(nn.Module):
@@ -208,7 +208,7 @@ def save_model(model: DualEncoder, folder: Path, concepts: dict[str, str], notes
     write_whole(folder / WEIGHTS, save(state))
     write_whole(folder / TOKENIZER, model.tokenizer.backend_tokenizer.to_str().encode())
     write_whole(folder / CONCEPTS, json.dumps(concepts, indent=1).encode())
-    write_whole(folder / "training.json", json.dumps(notes, indent=2).encode())
+    write_whole(folder / NOTES, json.dumps(notes, indent=2).encode())
     write_whole(folder / CONFIG, json.dumps(asdict(model.config), indent=2).encode())
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from training.cifar10 import CLASSES, Pictures
 from training.config import DistilConfig, TrainConfig
 from training.device import fast_bf16
 from training.encoder import (
+    NOTES,
     DualEncoder,
     load_encoder,
+    load_model,
     save_model,
     save_test_embeddings,
 )
@@ -77,7 +80,9 @@ class Trainer:
         order = np.random.default_rng((config.seed, 0, epoch)).permutation(len(self.pixels))
         rows = torch.as_tensor(order[within * self.batch_size : (within + 1) * self.batch_size], device=self.device)
         rng = np.random.default_rng((config.seed, 1, i))
-        x = self.model.normalise(augment(self.pixels[rows], rows, epoch, config.size_at(epoch), config.shift, rng))
+        size = config.size_at(epoch)
+        x = augment(self.pixels[rows], rows, epoch, size, config.shift, rng, config.cutout, config.encoder.mean)
+        x = self.model.normalise(x)
         penalty = float(rng.uniform(*config.objective.penalties))
         prompts = sample_prompts(self.captions, rng)
         factor = lr_factor(i / self.total_steps, config.warmup)
@@ -107,6 +112,14 @@ class Trainer:
         self.model.eval()
         parts = self.pixels[:n].split(batch_size)
         return torch.cat([self.model.embed_images(self.model.normalise(p)).cpu() for p in parts]).numpy()
+
+    def start_from(self, folder: Path) -> None:
+        """Takes the weights of an encoder trained on the same captions."""
+        earlier = load_model(folder)
+        try:
+            self.model.load_state_dict(earlier.state_dict())
+        except RuntimeError as e:
+            raise SparsightError(f"the encoder in {folder} is of another shape: {str(e).splitlines()[0]}") from e
 
     def save_checkpoint(self) -> None:
         """Writes what a resumed run needs, as safetensors (never a pickle); the progress file goes last."""
@@ -154,12 +167,14 @@ def train(
     held_out: Pictures | None = None,
     teacher: str | None = None,
     distil: DistilConfig | None = None,
+    start: Path | None = None,
 ) -> DualEncoder:
     """Trains (or goes on training) in `run`, and writes the encoder folder there at the end.
 
-    save_every: seconds between checkpoints; one is also written on an interruption. held_out: pictures whose
-    zero-shot accuracy is printed after the last epoch, never used to choose anything. teacher: a sentence encoder
-    that teaches the text tower a broad vocabulary in a second stage (`distil.py`).
+    start: the encoder folder of an earlier stretch, whose weights a new run begins with. save_every: seconds between
+    checkpoints; one is also written on an interruption. held_out: pictures whose zero-shot accuracy is printed after
+    the last epoch, never used to choose anything. teacher: a sentence encoder that teaches the text tower a broad
+    vocabulary in a second stage (`distil.py`).
     """
     if teacher is not None:  # hours of training must not end at a missing teacher
         from training.distil import broad_vocabulary, distil_text, embed_by_teacher
@@ -169,6 +184,8 @@ def train(
     trainer = Trainer(pictures, config, run, device, bf16)
     if trainer.resume():
         print(f"resuming {run} at step {trainer.steps_done} of {trainer.total_steps}", file=sys.stderr)
+    elif start is not None:
+        trainer.start_from(start)
     bar = tqdm(total=trainer.total_steps, initial=trainer.steps_done, desc="train", unit="step", file=sys.stderr)
     saved = before = time.monotonic()
     try:
@@ -186,6 +203,7 @@ def train(
         trainer.save_checkpoint()
     notes = {
         "config": asdict(config),
+        "start": json.loads((start / NOTES).read_text()) if start is not None else None,
         "steps": trainer.steps_done,
         "seconds": round(trainer.seconds, 1),
         "device": str(device),
@@ -226,8 +244,18 @@ def lr_factor(done: float, warmup: float) -> float:
     return max(done, 1e-3) / warmup if done < warmup else max(0.0, (1 - done) / (1 - warmup))
 
 
-def augment(pixels: Tensor, rows: Tensor, epoch: int, size: int, shift: int, rng: np.random.Generator) -> Tensor:
-    """uint8 pictures (b, 3, 32, 32) → float (b, 3, size, size): mirrored, shifted with reflection, shrunk.
+def augment(
+    pixels: Tensor,
+    rows: Tensor,
+    epoch: int,
+    size: int,
+    shift: int,
+    rng: np.random.Generator,
+    cutout: int = 0,
+    fill_colour: Sequence[float] = (0.5, 0.5, 0.5),
+) -> Tensor:
+    """uint8 pictures (b, 3, 32, 32) → float (b, 3, size, size): mirrored, shifted with reflection, a square of
+    `cutout` pixels a side filled (DeVries & Taylor 2017), shrunk.
 
     A picture is mirrored in every second epoch (airbench's alternating flip), which half starts by its row number.
     """
@@ -242,6 +270,12 @@ def augment(pixels: Tensor, rows: Tensor, epoch: int, size: int, shift: int, rng
         ys, xs = dy[:, None] + along, dx[:, None] + along  # (b, side)
         i = torch.arange(b, device=x.device)[:, None, None]
         x = x.permute(0, 2, 3, 1)[i, ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
+    if cutout:
+        along = torch.arange(side, device=x.device)
+        centres = torch.as_tensor(rng.integers(0, side, (2, b, 1)), device=x.device)
+        ys, xs = ((along >= c - cutout // 2) & (along < c + (cutout + 1) // 2) for c in centres)  # (b, side)
+        colour = 255 * torch.tensor(fill_colour, device=x.device).view(1, 3, 1, 1)
+        x = torch.where((ys[:, :, None] & xs[:, None, :])[:, None], colour, x)
     if size != side:
         x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return x
