@@ -49,7 +49,7 @@ class Dictionary:
 def make_dictionary(
     source: str, encoder: AnyEncoder, classes: Sequence[str] = CLASSES, templates: Sequence[str] | None = None
 ) -> Dictionary:
-    """Builds the dictionary of a source in an encoder's space.
+    """Builds the dictionary of a source in an encoder's space, from prompts (the encoder's own without some).
 
     Concepts that nearly coincide are still apart: see `merge_same`.
     """

@@ -49,8 +49,7 @@ class Contents:
     X (n, d), W (n, m) CSR, D (m, d), T (c, d); per picture: paths, splits, labels, terms, hashes (None where
     unknown), l1 and gap (n,), thumbnails (JPEG bytes, or an empty list); per concept: names, aliases,
     parents (the class each belongs to, or None); skipped: path and reason of what was not taken; meta: what
-    `meta` is to say beside the counts; means: what was subtracted from the embeddings of each modality, where
-    anything was.
+    `meta` is to say beside the counts; means: what was subtracted from the embeddings of each modality, if anything.
     """
 
     X: np.ndarray

@@ -485,3 +485,23 @@ def test_siglips_own_tokenizer(folders, tmp_path):
     Z = load_encoder(str(folder)).encode_texts(["a photo of a cat", "A photo, of a CAT!", "a photo of a dog"])
     np.testing.assert_allclose(Z[0], Z[1], atol=1e-6)
     assert not np.allclose(Z[0], Z[2], atol=1e-4)
+
+
+def test_a_folder_of_pictures_through_the_command_line(folders, pictures, tmp_path):
+    for i in range(40):
+        folder = tmp_path / "pictures" / CLASSES[pictures.labels[i]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures.pixels[i]).resize((90, 60)).save(folder / f"{i}.png")
+    words = tmp_path / "words.txt"
+    words.write_text("cat\nship\ngreen field\nsnow\nred brick\n")
+    at = ("--index", tmp_path / "index", "--dictionary", words, "--template", "a picture of {}")
+    out = run("index", tmp_path / "pictures", "--labels", "folders", "--encoder", folders["siglip"], *at).stdout
+    assert "40 pictures, 5 concepts" in out
+    with Store(tmp_path / "index") as store:
+        assert store.means() is not None
+        assert json.loads(store.meta["templates"]) == ["a picture of {}"]
+        np.testing.assert_allclose(np.linalg.norm(store.embeddings(), axis=1), 1, atol=1e-5)
+    picture = tmp_path / "pictures" / CLASSES[pictures.labels[7]] / "7.png"
+    hit = json.loads(run("search", "--picture", picture, "--mode", "dense", "-k", 1, "--json", *at[:2]).stdout)
+    assert hit["path"].endswith("7.png")
+    assert hit["score"] == pytest.approx(1, abs=1e-5)
