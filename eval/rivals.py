@@ -18,9 +18,14 @@ def quantised(X: np.ndarray, train: np.ndarray, factory: str, seed: int) -> tupl
 
     index = faiss.index_factory(X.shape[1], factory)
     for part in _parts(faiss, index):
-        if getattr(part, "pq", None) is not None:
+        if isinstance(part, faiss.OPQMatrix):
+            trainer = faiss.ProductQuantizer(part.d_out, part.M, 8)
+            trainer.cp.min_points_per_centroid = 1  # or every clustering warns of few rows
+            part.pq = trainer
+        elif getattr(part, "pq", None) is not None:
             part.pq.cp.seed = seed
             part.pq.cp.min_points_per_centroid = 1
+            part.do_polysemous_training = False  # it renumbers centroids: slow, and nothing that is measured changes
     index.train(train)
     codes = index.sa_encode(X)
     return index.sa_decode(codes), int(codes.shape[1])
