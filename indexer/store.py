@@ -170,13 +170,24 @@ class Store:
             raise SparsightError(f"no index in {self.folder}: {path} is missing; build one with `sparsight index`")
         try:
             self.con = duckdb.connect(str(path), read_only=True)
+        except duckdb.Error as e:
+            raise SparsightError(f"{path} is not a readable index: {_first_line(e)}; rebuild it") from e
+        try:
+            self.meta = self._read_meta(path)
+        except SparsightError:
+            self.con.close()  # else this process could not open a new index in its place
+            raise
+
+    def _read_meta(self, path: Path) -> dict[str, str]:
+        try:
             rows = self.con.execute("SELECT key, value FROM meta").fetchall()
-            self.meta: dict[str, str] = {str(k): str(v) for k, v in rows}
-            version = int(self.meta["format"])
+            meta = {str(k): str(v) for k, v in rows}
+            version = int(meta["format"])
         except (duckdb.Error, KeyError, ValueError) as e:
             raise SparsightError(f"{path} is not a readable index: {_first_line(e)}; rebuild it") from e
         if version != FORMAT:
             raise SparsightError(f"{path} has format {version}, this sparsight reads {FORMAT}; rebuild it")
+        return meta
 
     def close(self) -> None:
         self.con.close()
