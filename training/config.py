@@ -50,6 +50,8 @@ class DistilConfig:
     term_sharpness: float = 20.0
     relevance_centre: float = 0.45  # the teacher's cosine at which a text is as much in as out
     relevance_width: float = 0.04
+    relevant_from: float = 0.2
+    emphasis: int = 6
     known_from: float = 0.5  # half of the relevance: see EncoderConfig
     epochs: int = 3
     batch_size: int = 256

@@ -124,8 +124,8 @@ def distil_text(
     known = set(captions.concepts)
     texts = [t for t in texts if t.lower() not in known]
     E = embed_by_teacher(teacher, [*kinds, *texts], device)
-    wanted, _ = targets(E[len(kinds) :], E[: len(kinds)], D, captions.parent, null, config)
-    return teach(model, captions, D, texts, wanted, config, device)
+    wanted, relevance = targets(E[len(kinds) :], E[: len(kinds)], D, captions.parent, null, config)
+    return teach(model, captions, D, texts, wanted, relevance, config, device)
 
 
 def concept_embeddings(model: DualEncoder, concepts: Sequence[str]) -> np.ndarray:
@@ -144,10 +144,15 @@ def teach(
     D: np.ndarray,
     texts: list[str],
     wanted: np.ndarray,
+    relevance: np.ndarray,
     config: DistilConfig,
     device: torch.device,
 ) -> DualEncoder:
-    """Trains a new text tower: `texts` towards `wanted` (n, d), every concept's prompts towards its row of D."""
+    """Trains a new text tower: `texts` towards `wanted` (n, d), every concept's prompts towards its row of D.
+
+    Texts of any relevance (n,) are seen `emphasis` times as often as the rest, most of an English vocabulary, whose
+    one place, the null direction, is soon learned.
+    """
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     kinds = [KIND_TEMPLATE.format(c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
@@ -169,7 +174,9 @@ def teach(
     own_prompts = [*prompts, *kind_prompts]
     goal = torch.as_tensor(wanted, dtype=torch.float32)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    steps = config.epochs * len(like_lengths([0] * len(texts), config.batch_size, rng))
+    seen = np.repeat(np.arange(len(texts)), np.where(relevance > config.relevant_from, config.emphasis, 1))
+    lengths = np.array([len(t) for t in texts])[seen]
+    steps = config.epochs * len(like_lengths(lengths, config.batch_size, rng))
 
     def distance(batch: list[str], wanted: torch.Tensor) -> torch.Tensor:
         z = F.normalize(tower(**tokenize(tokenizer, batch, device)), dim=1).cpu()
@@ -177,7 +184,7 @@ def teach(
 
     with tqdm(total=steps, desc="distil", unit="step", file=sys.stderr) as bar:
         for epoch in range(config.epochs):
-            for rows in like_lengths([len(t) for t in texts], config.batch_size, rng):
+            for rows in (seen[batch] for batch in like_lengths(lengths, config.batch_size, rng)):
                 mine = rng.integers(0, len(own_prompts), config.concept_batch)
                 far = distance([_in_prompt(texts[i], rng) for i in rows], goal[rows])
                 own_far = distance([own_prompts[i] for i in mine], own[mine])
