@@ -64,7 +64,7 @@ def write_sheet(path: Path, thumbnails: Sequence[bytes], captions: Sequence[str]
     for i, (thumbnail, caption) in enumerate(zip(thumbnails, captions, strict=True)):
         x, y = 8 + i % columns * (CELL + 8), 8 + i // columns * (CELL + 28)
         sheet.paste(ImageOps.pad(_open(thumbnail), (CELL, CELL), Image.Resampling.LANCZOS, "white"), (x, y))
-        draw.text((x, y + CELL + 4), _fitted(draw, caption), fill="black")
+        draw.text((x, y + CELL + 4), _fitted(draw, printable(caption)), fill="black")
     out = io.BytesIO()
     sheet.save(out, "PNG")
     try:
