@@ -31,9 +31,11 @@ index: $(INSTALLED) ## build both indexes into index/ (CIFAR-10 from SPARSIGHT_D
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
 
-train: $(INSTALLED) ## train the encoder anew into runs/encoder (resumes a stopped run)
+train: $(INSTALLED) ## train the encoder anew into runs/encoder, in two stretches (resumes a stopped one)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
-	$(TRAIN_ENV) $(SPARSIGHT) train --teacher $(TEACHER)
+	$(TRAIN_ENV) $(SPARSIGHT) train --out runs/first
+	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/first --sizes 28x4,32x9 --lr 0.09 --shift 4 --cutout 10 --seed 1 \
+		--teacher $(TEACHER)
 
 eval: $(INSTALLED) ## write report/: dense against sparse, from index/
 	$(SPARSIGHT) eval

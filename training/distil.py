@@ -16,6 +16,7 @@ definitions of ImageNet's WordNet synsets, which timm carries.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,12 @@ from training.encoder import DualEncoder
 from training.errors import SparsightError
 from training.loop import lr_factor
 from training.text_tower import TextTower, tokenize, train_tokenizer
+
+PHRASES = (
+    "a WORD NEAR", "a NEAR WORD", "a NEAR ALSO", "WORD NEAR", "NEAR in the WORD", "a NEAR on a WORD",
+    "a NEAR with a WORD", "a NEAR that can WORD", "a NEAR for WORD", "the WORD of a NEAR", "a WORD with a NEAR",
+    "a NEAR of WORD WORD",
+)  # fmt: skip
 
 
 def broad_vocabulary(words: int) -> list[str]:
@@ -118,14 +125,46 @@ def distil_text(
     """
     D = concept_embeddings(model, captions.concepts)
     null = null_direction(X, D)
-    texts = broad_vocabulary(config.words)
     kinds = [fill(KIND_TEMPLATE, c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
     kinds[: len(CLASSES)] = CLASSES
     known = set(captions.concepts)
-    texts = [t for t in texts if t.lower() not in known]
-    E = embed_by_teacher(teacher, [*kinds, *texts], device)
-    wanted, relevance = targets(E[len(kinds) :], E[: len(kinds)], D, captions.parent, null, config)
-    return teach(model, captions, D, texts, wanted, relevance, config, device)
+    texts = [t for t in broad_vocabulary(config.words) if t.lower() not in known]
+    C = embed_by_teacher(teacher, kinds, device)
+    wanted, relevance = targets(embed_by_teacher(teacher, texts, device), C, D, captions.parent, null, config)
+    more = phrases(texts, relevance, config)
+    more_wanted, more_relevance = targets(embed_by_teacher(teacher, more, device), C, D, captions.parent, null, config)
+    return teach(
+        model,
+        captions,
+        D,
+        [*texts, *more],
+        np.concatenate([wanted, more_wanted]),
+        np.concatenate([relevance, more_relevance]),
+        config,
+        device,
+    )
+
+
+def phrases(texts: Sequence[str], relevance: np.ndarray, config: DistilConfig) -> list[str]:
+    """Each short text with its article, for "a doe" is not "doe"; and relevant words in the company of others.
+
+    texts, relevance (n,). They are new texts for the teacher to place, so that the tower learns what a phrase makes
+    of its words.
+    """
+    rng = np.random.default_rng(config.seed)
+    short = [i for i, t in enumerate(texts) if t.count(" ") < 3]
+    with_article = [fill("a {}", texts[i]) for i in short if relevance[i] > config.article_from]
+    near = [texts[i] for i in short if relevance[i] > config.relevant_from]
+    words = [texts[i] for i in short[: config.company]]
+    if not near:
+        return with_article
+    joined = []
+    for pattern in rng.choice(PHRASES, config.phrases):
+        a, b, c = rng.choice(near), rng.choice(near), rng.choice(words)
+        joined.append(
+            re.sub(r"\ba (?=[aeiou])", "an ", pattern.replace("NEAR", a).replace("ALSO", b).replace("WORD", c))
+        )
+    return list(dict.fromkeys([*with_article, *joined]))
 
 
 def concept_embeddings(model: DualEncoder, concepts: Sequence[str]) -> np.ndarray:
@@ -222,7 +261,7 @@ def like_lengths(lengths: Sequence[int], size: int, rng: np.random.Generator, ah
 
 
 def _in_prompt(text: str, rng: np.random.Generator) -> str:
-    """A word stands in a prompt at times, as a person may ask for it."""
-    if rng.random() < 0.3 and text.count(" ") < 3:
-        return fill(TEMPLATES[rng.integers(len(TEMPLATES))], text)
+    """A phrase stands in a prompt at times, as a person may ask for it."""
+    if text.startswith(("a ", "an ")) and rng.random() < 0.2:
+        return f"{rng.choice(('a photo of', 'a picture of', 'an image of'))} {text}"
     return text
