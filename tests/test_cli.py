@@ -56,6 +56,11 @@ def test_a_fire_engine_is_a_truck(run, bundled_index, mode):
     assert [json.loads(line)["label"] for line in out.splitlines()].count("truck") >= 8
 
 
+def test_a_word_that_means_nothing_here_is_said_to(run, bundled_index):
+    assert "near no concept" in run("search", "democracy", "--index", bundled_index).stderr
+    assert "near no concept" not in run("search", "a fire engine", "--index", bundled_index).stderr
+
+
 def test_search_prints_a_table_and_a_sheet(run, small_index, cat_picture, tmp_path):
     sheet = tmp_path / "sheet.png"
     result = run("search", "--picture", cat_picture, "-k", 4, "--index", small_index, "--sheet", sheet)

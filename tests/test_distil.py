@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from training.captions import make_captions
 from training.config import DistilConfig
-from training.distil import concept_embeddings, embed_by_teacher, like_lengths, null_direction, targets, teach
+from training.distil import (
+    concept_embeddings,
+    embed_by_teacher,
+    like_lengths,
+    null_direction,
+    phrases,
+    targets,
+    teach,
+)
 from training.encoder import load_encoder, load_model, save_model
 from training.errors import SparsightError
 from training.light_text import LightTextEncoder
@@ -67,6 +77,17 @@ def test_the_teacher_embeds_as_transformers_does_whatever_stands_beside(teacher)
         hidden = model(input_ids=tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         mean = hidden.mean(0).detach().numpy()
         np.testing.assert_allclose(e, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_phrases_put_relevant_words_in_company_and_give_words_their_article():
+    texts = ["schooner", "ape", "democracy", "of", "a long text that is no word at all"]
+    relevance = np.array([0.9, 0.1, 0.0, 0.0, 0.9])
+    made = phrases(texts, relevance, replace(DistilConfig(), phrases=200, company=4))
+    assert made[:2] == ["a schooner", "an ape"]
+    assert "a democracy" not in made
+    assert len(made) == len(set(made)) > 20
+    assert all("schooner" in p for p in made[2:])
+    assert phrases(texts, np.zeros(5), DistilConfig()) == []
 
 
 def test_batches_hold_each_row_once_and_texts_of_like_length():

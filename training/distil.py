@@ -158,12 +158,15 @@ def phrases(texts: Sequence[str], relevance: np.ndarray, config: DistilConfig) -
     words = [texts[i] for i in short[: config.company]]
     if not near:
         return with_article
-    joined = []
-    for pattern in rng.choice(PHRASES, config.phrases):
-        a, b, c = rng.choice(near), rng.choice(near), rng.choice(words)
-        joined.append(
-            re.sub(r"\ba (?=[aeiou])", "an ", pattern.replace("NEAR", a).replace("ALSO", b).replace("WORD", c))
-        )
+    n = config.phrases
+    patterns = [PHRASES[i] for i in rng.integers(0, len(PHRASES), n)]
+    pairs = rng.integers(0, len(near), (n, 2))
+    beside = rng.integers(0, len(words), n)
+    joined = [
+        pattern.replace("NEAR", near[a]).replace("ALSO", near[b]).replace("WORD", words[c])
+        for pattern, (a, b), c in zip(patterns, pairs, beside, strict=True)
+    ]
+    joined = [re.sub(r"\ba (?=[aeiou])", "an ", phrase) for phrase in joined]
     return list(dict.fromkeys([*with_article, *joined]))
 
 
