@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from inspect import signature
 from typing import NamedTuple
 
 import numpy as np
@@ -86,17 +87,13 @@ class SparseCoder:
         self.target_concepts, self.target_bytes = target_concepts, target_bytes
         self.memory, self.device = memory, device
 
-    _PARAMS = (
-        "dictionary l1 relative tol max_concepts refit target_concepts target_bytes memory device"  # as in __init__
-    ).split()
-
     def get_params(self, deep: bool = True) -> dict[str, object]:
-        return {name: getattr(self, name) for name in self._PARAMS}
+        return {name: getattr(self, name) for name in signature(type(self)).parameters}
 
     def set_params(self, **params: object) -> SparseCoder:
         for name, value in params.items():
-            if name not in self._PARAMS:
-                raise ValueError(f"SparseCoder has no parameter {name!r}; it has {', '.join(self._PARAMS)}")
+            if name not in self.get_params():
+                raise ValueError(f"SparseCoder has no parameter {name!r}; it has {', '.join(self.get_params())}")
             setattr(self, name, value)
         return self
 
@@ -221,7 +218,7 @@ def choose_l1(
 
     Bisects on at most `sample` evenly spaced rows. Raises `SparsightError` for a target that no penalty reaches.
     """
-    config = replace(config or CoderConfig(), refit=False, max_concepts=None)
+    config = replace(config or CoderConfig(), refit=False, max_concepts=None, tol=1e-2)
     X = np.asarray(X[:: -(-len(X) // sample)], np.float32)
     top = 1.0 if config.relative else float((X @ np.asarray(D, np.float32).T).max())
     if not concepts > 0 or not top > 0:
@@ -239,7 +236,9 @@ def choose_l1(
     return high
 
 
-def refit(X: np.ndarray, D: np.ndarray, W: sparse.csr_matrix, *, device: torch.device | str = "cpu") -> sparse.csr_matrix:
+def refit(
+    X: np.ndarray, D: np.ndarray, W: sparse.csr_matrix, *, device: torch.device | str = "cpu"
+) -> sparse.csr_matrix:
     """The nonnegative least-squares weights on each row's support: W (n, m) without the penalty's shrinkage."""
     W = W.copy()
     atoms = torch.as_tensor(np.asarray(D, np.float32), device=device)
@@ -417,9 +416,7 @@ def _solve_gram(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderCon
     l1_max, limit, parts = Q.max(1).astype(np.float64), config.max_concepts or 0, []
     for l1 in l1s:
         base = _penalties(l1, config.relative, l1_max)
-        solve_by_gram(
-            Q, atoms.G, X, base, state.ids, state.weights, state.count, state.gap, state.l1, limit, 0, len(X)
-        )
+        solve_by_gram(Q, atoms.G, X, base, state.ids, state.weights, state.count, state.gap, state.l1, limit, 0, len(X))
         parts.append(state.part())
     return parts
 
@@ -442,14 +439,18 @@ def _solve_sets(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderCon
     strongest_correlation(C, low, X, D, l1_max, 0, b)
 
     C_all, bound_all, parts = C, bound, []
-    for number, l1 in enumerate(l1s):
+    for l1 in l1s:
         C, bound, base = C_all, bound_all, _penalties(l1, config.relative, l1_max)
-        state.l1[:], state.gap[:] = base, np.inf
-        rows, checked = np.arange(b), number == 0
+        empty = base >= l1_max
+        state.l1[:], state.gap[:] = base, np.where(empty, 0, np.inf)
+        state.count[empty], R[empty] = 0, X[empty]
+        rows, checked = np.flatnonzero(~empty), False
+        if len(rows) < b:
+            C, bound = C[rows], bound[rows]
         for _ in range(MAX_ROUNDS):
             lam = state.l1[rows]
             advance(
-                C, atoms.keys(lam - bound), atoms.keys(lam + 2 * bound), rows, X, D, base, R,
+                C, atoms.keys(lam - bound), atoms.keys(1.001 * lam + 2 * bound), rows, X, D, base, R,
                 state.ids, state.weights, state.count, state.gap, state.l1,
                 checked, config.tol, WORKING_SET_CPU, config.max_concepts or 0, 0, len(rows),
             )  # fmt: skip
@@ -468,13 +469,16 @@ def _solve_torch(atoms: _Atoms, X: Tensor, l1s: list[float], config: CoderConfig
     """A batch in torch, on any device: X (b, d)."""
     D, b = atoms.D, len(X)
     C_all = X @ D.T  # (b, m)
-    l1_max = C_all.amax(1).clamp_min(0).double().cpu().numpy()
+    l1_max = C_all.amax(1).clamp_min(0)
     P, W = torch.zeros(b, 1, dtype=torch.int64, device=D.device), torch.zeros(b, 1, device=D.device)  # (b, s)
     R, parts = X.clone(), []
-    for number, l1 in enumerate(l1s):
-        base = torch.as_tensor(_penalties(l1, config.relative, l1_max)).to(D)
-        used, gap = base.clone(), torch.full_like(base, torch.inf)
-        rows, C, checked = torch.arange(b, device=D.device), C_all, number == 0
+    for l1 in l1s:
+        base = torch.as_tensor(_penalties(l1, config.relative, l1_max.double().cpu().numpy())).to(D)
+        empty = base >= l1_max
+        used, gap = base.clone(), torch.where(empty, 0.0, torch.inf)
+        W[empty], R[empty] = 0, X[empty]
+        rows, checked = torch.nonzero(~empty)[:, 0], False
+        C = C_all[rows]
         for _ in range(MAX_ROUNDS):
             if checked:
                 gap[rows] = _relative_gap(X[rows], R[rows], W[rows], C.amax(1), used[rows])
@@ -532,7 +536,7 @@ def pivot(G: Tensor, q: Tensor, l1: Tensor) -> Tensor:
     T, rows, s = G.to(exact).clone(), torch.arange(len(G), device=G.device), G.shape[1]
     q, lam, diagonal = q.to(exact), l1.to(exact), T.diagonal(dim1=1, dim2=2).clone()
     v, inside, blocked = q - lam[:, None], torch.zeros_like(q, dtype=torch.bool), torch.zeros_like(q, dtype=torch.bool)
-    eps = torch.maximum(1e-6 * lam, 2e-7 * q.amax(1))
+    eps = torch.maximum(1e-6 * lam, 5e-8 * q.amax(1))
     driver, level = torch.full_like(rows, -1), torch.zeros_like(lam)
     for _ in range(20 * (s + 10)):
         best, j = v.masked_fill(inside | blocked, -torch.inf).max(1)

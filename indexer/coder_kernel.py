@@ -19,7 +19,7 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered; infinit
 _compiled = njit(cache=True, nogil=True, fastmath=_FAST)
 _BLOCK = 64  # correlations looked at together
 _DEPENDENT = 1e-6  # of an atom's squared norm: what must lie outside the support's span
-_NOISE = 2e-7  # of λ_max: float32 inner products are no better than that
+_NOISE = 5e-8  # of λ_max: float32 inner products are no better than that
 
 
 @_compiled
@@ -214,7 +214,7 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit, first, las
             xx += np.float64(X[i, t]) * np.float64(X[i, t])
         k = 0
         lam = l1[i]
-        if largest > lam:
+        if lam < largest:
             for s in range(count[i]):
                 kappa = _direction(ids[i, s], G, S, k, H, c, u)
                 if kappa > _DEPENDENT * G[ids[i, s], ids[i, s]]:
