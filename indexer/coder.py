@@ -21,6 +21,7 @@ Decisions:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from training.errors import SparsightError
 
 GRAM_BYTES = 4 << 20  # a Gram matrix up to this size is worth its m² floats
 WORKING_SET = 32  # atoms that may join a row's support in one round, in torch
-WORKING_SET_CPU = 128  # the same in the CPU kernel, which pays only for those that it drives
+WORKING_SET_CPU = 64  # the same in the CPU kernel, which pays only for those that it drives
 FEW_ROWS = 64  # below it torch does what numba's import would not repay
 MAX_ROUNDS = 100
 MAX_BATCH = 4096
@@ -185,7 +186,8 @@ def encode_path(
     atoms = _Atoms(torch.as_tensor(D, device=device))
     size = _batch_size(atoms, config.memory // threads, numba, len(l1s))
     size = min(size, max(1, -(-n // threads)))
-    solve = partial(_solve_batch, X, atoms, list(l1s), config, numba, size)
+    spaces = threading.local() if numba else None
+    solve = partial(_solve_batch, X, atoms, list(l1s), config, spaces, size)
     starts = range(0, n, size)
     parts: list[list[_Part]] = []
     for part in _in_threads(solve, starts, threads) if threads > 1 and n > size else map(solve, starts):
@@ -315,15 +317,24 @@ def _batch_size(atoms: _Atoms, memory: int, numba: bool, penalties: int) -> int:
 
 
 def _solve_batch(
-    X: np.ndarray, atoms: _Atoms, l1s: list[float], config: CoderConfig, numba: bool, size: int, start: int
+    X: np.ndarray | Tensor,
+    atoms: _Atoms,
+    l1s: list[float],
+    config: CoderConfig,
+    spaces: threading.local | None,
+    size: int,
+    start: int,
 ) -> list[_Part]:
+    """Rows start … start + size; spaces: this thread's workspace, or None for the torch way."""
     x = np.ascontiguousarray(X[start : start + size], np.float32)
     bad = np.flatnonzero(~np.isfinite(np.einsum("nd,nd->n", x, x)))
     if len(bad):
         raise SparsightError(f"cannot code: row {start + bad[0]} of X has values that are not finite")
-    if not numba:
+    if spaces is None:
         return _solve_torch(atoms, torch.as_tensor(x, device=atoms.D.device), l1s, config)
-    return (_solve_gram if atoms.small else _solve_sets)(atoms, x, l1s, config)
+    if not hasattr(spaces, "mine"):
+        spaces.mine = _Workspace(size, atoms)
+    return (_solve_gram if atoms.small else _solve_sets)(atoms, x, l1s, config, spaces.mine)
 
 
 @dataclass(frozen=True)
@@ -347,7 +358,12 @@ class _Atoms:
 
     @cached_property
     def rounded(self) -> Tensor:
-        return self.D.bfloat16()
+        return self.D.bfloat16()  # (m, d)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Dᵀ (d, m) as the sifting GEMM likes it best."""
+        return self.rounded.T.contiguous()
 
     @cached_property
     def error(self) -> float:
@@ -370,7 +386,7 @@ class _Atoms:
             C = torch.mm(r, self.D.T, out=out[: len(r)])
             return C.view(torch.int32).numpy(), slack.numpy()
         rough = r.bfloat16()
-        C = torch.mm(rough, self.rounded.T, out=out[: len(r)])
+        C = torch.mm(rough, self.columns, out=out[: len(r)])
         bound = self.error * norm + 1.004 * self.norm * (r - rough.float()).norm(dim=1) + slack
         return C.view(torch.int16).numpy(), bound.numpy()
 
@@ -385,21 +401,32 @@ class _Atoms:
         return (keys.astype(np.int32) << 16 if self.sifts else keys).view(np.float32)
 
 
-class _State:
-    """The codes of a batch while they are made: ids, weights (b, kmax), of which count (b,) are in use."""
+class _Workspace:
+    """What a thread needs for batches of up to b rows, made once: the first touch of a page costs more than its use.
 
-    def __init__(self, b: int, m: int, d: int):
-        kmax = min(m, d)
+    ids, weights (b, kmax), of which count (b,) are in use: the codes while they are made; their gap and l1 (b,).
+    """
+
+    def __init__(self, b: int, atoms: _Atoms):
+        m, d = atoms.D.shape
+        kmax, kind = min(m, d), torch.bfloat16 if atoms.sifts and not atoms.small else torch.float32
         self.ids, self.weights = np.empty((b, kmax), np.int32), np.empty((b, kmax), np.float32)
         self.count, self.gap, self.l1 = np.zeros(b, np.int64), np.empty(b), np.empty(b)
+        self.C = torch.empty(b, m, dtype=kind)
 
-    def part(self) -> _Part:
+    @cached_property
+    def spare(self) -> Tensor:
+        return torch.empty_like(self.C)
+
+    def part(self, b: int) -> _Part:
+        """The codes of the first b rows, as they are now."""
         from indexer.coder_kernel import pack
 
-        ends = np.cumsum(self.count)
-        indices, data = np.empty(self.count.sum(), np.int32), np.empty(self.count.sum(), np.float32)
-        pack(self.ids, self.weights, self.count, ends - self.count, indices, data)
-        return _Part(self.count.copy(), indices, data, self.gap.astype(np.float32), self.l1.astype(np.float32))
+        count = self.count[:b].copy()
+        ends = np.cumsum(count)
+        indices, data = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.float32)
+        pack(self.ids, self.weights, count, ends - count, indices, data)
+        return _Part(count, indices, data, self.gap[:b].astype(np.float32), self.l1[:b].astype(np.float32))
 
 
 def _penalties(l1: float, relative: bool, l1_max: np.ndarray) -> np.ndarray:
@@ -407,61 +434,62 @@ def _penalties(l1: float, relative: bool, l1_max: np.ndarray) -> np.ndarray:
     return np.where(l1_max > 0, np.float64(np.float32(l1)) * l1_max if relative else np.float32(l1), 1.0)
 
 
-def _solve_gram(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderConfig) -> list[_Part]:
+def _solve_gram(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderConfig, space: _Workspace) -> list[_Part]:
     """A batch over a small dictionary: all correlations from the Gram matrix."""
     from indexer.coder_kernel import solve_by_gram
 
-    Q = (torch.from_numpy(X) @ atoms.D.T).numpy()
-    state = _State(len(X), *atoms.D.shape)
-    l1_max, limit, parts = Q.max(1).astype(np.float64), config.max_concepts or 0, []
+    b = len(X)
+    Q = torch.mm(torch.from_numpy(X), atoms.D.T, out=space.C[:b]).numpy()
+    l1_max, parts = Q.max(1).astype(np.float64), []
+    space.count[:] = 0
     for l1 in l1s:
         base = _penalties(l1, config.relative, l1_max)
-        solve_by_gram(Q, atoms.G, X, base, state.ids, state.weights, state.count, state.gap, state.l1, limit, 0, len(X))
-        parts.append(state.part())
+        solve_by_gram(
+            Q, atoms.G, X, base, space.ids, space.weights, space.count, space.gap, space.l1, config.max_concepts or 0
+        )
+        parts.append(space.part(b))
     return parts
 
 
-def _solve_sets(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderConfig) -> list[_Part]:
+def _solve_sets(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderConfig, space: _Workspace) -> list[_Part]:
     """A batch over a large dictionary: sift by GEMM, solve on working sets, certify by GEMM."""
     from indexer.coder_kernel import advance, highest, strongest_correlation
 
-    b, (m, d) = len(X), atoms.D.shape
-    D, state, R = atoms.D.numpy(), _State(b, m, d), X.copy()
-    out = torch.empty(b, m, dtype=torch.bfloat16 if atoms.sifts else torch.float32)
-    spare = out if len(l1s) == 1 else torch.empty_like(out)  # a path goes on from the whole batch's correlations
+    b, D, R = len(X), atoms.D.numpy(), X.copy()
+    count, gap, lam = space.count[:b], space.gap[:b], space.l1[:b]
+    spare = space.C if len(l1s) == 1 else space.spare  # a path goes on from the whole batch's correlations
 
-    C, bound = atoms.correlate(R, out)
+    C, bound = atoms.correlate(R, space.C)
     top = np.empty(b, C.dtype)
-    highest(C, top, 0, b)
+    highest(C, top)
     low = atoms.keys(atoms.values(top) * (1 - 2**-7) - 2 * bound)
     low[bound == 0] = np.iinfo(C.dtype).max  # zero rows
     l1_max = np.empty(b)
-    strongest_correlation(C, low, X, D, l1_max, 0, b)
+    strongest_correlation(C, low, X, D, l1_max)
 
     C_all, bound_all, parts = C, bound, []
+    count[:] = 0
     for l1 in l1s:
-        C, bound, base = C_all, bound_all, _penalties(l1, config.relative, l1_max)
+        base = _penalties(l1, config.relative, l1_max)
         empty = base >= l1_max
-        state.l1[:], state.gap[:] = base, np.where(empty, 0, np.inf)
-        state.count[empty], R[empty] = 0, X[empty]
+        lam[:], gap[:] = base, np.where(empty, 0, np.inf)
+        count[empty], R[empty] = 0, X[empty]
         rows, checked = np.flatnonzero(~empty), False
-        if len(rows) < b:
-            C, bound = C[rows], bound[rows]
+        C, bound = (C_all, bound_all) if len(rows) == b else (C_all[rows], bound_all[rows])
         for _ in range(MAX_ROUNDS):
-            lam = state.l1[rows]
+            low, sure = atoms.keys(lam[rows] - bound), atoms.keys(1.001 * lam[rows] + 2 * bound)
             advance(
-                C, atoms.keys(lam - bound), atoms.keys(1.001 * lam + 2 * bound), rows, X, D, base, R,
-                state.ids, state.weights, state.count, state.gap, state.l1,
-                checked, config.tol, WORKING_SET_CPU, config.max_concepts or 0, 0, len(rows),
+                C, low, sure, rows, X, D, base, R, space.ids, space.weights, count, gap, lam,
+                checked, config.tol, WORKING_SET_CPU, config.max_concepts or 0,
             )  # fmt: skip
-            rows, checked = np.flatnonzero(~(state.gap <= config.tol)), True
+            rows, checked = np.flatnonzero(~(gap <= config.tol)), True
             if not len(rows):
                 break
             whole = len(rows) == b
-            C, bound = atoms.correlate(R if whole else R[rows], out if whole else spare)
+            C, bound = atoms.correlate(R if whole else R[rows], space.C if whole else spare)
             if whole:
                 C_all, bound_all = C, bound
-        parts.append(state.part())
+        parts.append(space.part(b))
     return parts
 
 

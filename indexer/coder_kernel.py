@@ -23,11 +23,24 @@ _NOISE = 5e-8  # of λ_max: float32 inner products are no better than that
 
 
 @_compiled
-def _dot(A, i, B, j, d):
-    total = np.float32(0)
-    for k in range(d):
-        total += A[i, k] * B[j, k]
-    return total
+def _correlate(D, P, p, A, i, out, o):
+    """out[o, :p] = the atoms P[:p] of D times row i of A, four at a time."""
+    d, whole = D.shape[1], p // 4 * 4
+    for a in range(0, whole, 4):
+        j0, j1, j2, j3 = P[a], P[a + 1], P[a + 2], P[a + 3]
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for t in range(d):
+            v = A[i, t]
+            s0 += D[j0, t] * v
+            s1 += D[j1, t] * v
+            s2 += D[j2, t] * v
+            s3 += D[j3, t] * v
+        out[o, a], out[o, a + 1], out[o, a + 2], out[o, a + 3] = s0, s1, s2, s3
+    for a in range(whole, p):
+        s0 = np.float32(0)
+        for t in range(d):
+            s0 += D[P[a], t] * A[i, t]
+        out[o, a] = s0
 
 
 @_compiled
@@ -85,8 +98,7 @@ def _direction(j, G, S, k, H, c, u):
 def _fill(j, G, have, D, P, p):
     """Row j of the working set's Gram block, once."""
     if not have[j]:
-        for a in range(p):
-            G[j, a] = _dot(D, P[a], D, P[j], D.shape[1])
+        _correlate(D, P, p, D, P[j], G, j)
         have[j] = True
 
 
@@ -192,8 +204,8 @@ def _relative_gap(xr, rr, weight, c_max, lam):
 
 
 @_compiled
-def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit, first, last):
-    """Codes rows first … last of Q (b, m) over all atoms by their Gram matrix G (m, m).
+def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit):
+    """Codes the rows of Q (b, m) over all atoms by their Gram matrix G (m, m).
 
     Reads each row's support from ids, weights (b, kmax), count (b,), where it starts, and leaves there what it
     ends with; gap (b,) and used (b,), the penalty of each code, are written.
@@ -204,7 +216,7 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit, first, las
     S, w, c, u = np.empty(kmax, np.int64), np.empty(kmax), np.empty(kmax), np.empty(kmax)
     H = np.empty((kmax, kmax))
     have, P = np.empty(0, np.bool_), np.empty(0, np.int64)
-    for i in range(first, last):
+    for i in range(len(Q)):
         largest = 0.0
         for a in range(m):
             q[a] = Q[i, a]
@@ -247,16 +259,19 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit, first, las
 def _collect(C, i, low, out):
     """Columns of row i of C that are ≥ low; returns how many."""
     m, n = C.shape[1], 0
-    for start in range(0, m, _BLOCK):
-        stop = min(start + _BLOCK, m)
-        top = C[i, start]
-        for j in range(start, stop):
-            top = max(top, C[i, j])
-        if top >= low:
-            for j in range(start, stop):
-                if C[i, j] >= low:
-                    out[n] = j
-                    n += 1
+    whole = m // _BLOCK * _BLOCK
+    for start in range(0, whole, _BLOCK):
+        hits = 0
+        for j in range(_BLOCK):
+            hits += C[i, start + j] >= low
+        if hits:
+            for j in range(start, start + _BLOCK):
+                out[n] = j
+                n += C[i, j] >= low
+    for j in range(whole, m):
+        if C[i, j] >= low:
+            out[n] = j
+            n += 1
     return n
 
 
@@ -293,20 +308,21 @@ def _strongest(C, i, found, n, room):
 
 
 @_compiled
-def strongest_correlation(C, low, X, D, out, first, last):
+def strongest_correlation(C, low, X, D, out):
     """out (b,) = max(D x), exact in float32, of rows of X whose rough correlations are C; low as for `advance`."""
-    found = np.empty(C.shape[1], np.int64)
-    for i in range(first, last):
-        largest = np.float32(0)
-        for a in range(_collect(C, i, low[i], found)):
-            largest = max(largest, _dot(D, found[a], X, i, D.shape[1]))
-        out[i] = largest
+    found, exact = np.empty(C.shape[1], np.int64), np.empty((1, C.shape[1]), np.float32)
+    for i in range(len(C)):
+        n = _collect(C, i, low[i], found)
+        _correlate(D, found, n, X, i, exact, 0)
+        out[i] = 0.0
+        for a in range(n):
+            out[i] = max(out[i], exact[0, a])
 
 
 @_compiled
-def highest(C, out, first, last):
+def highest(C, out):
     """out (b,) = the largest of each row of C (b, m)."""
-    for i in range(first, last):
+    for i in range(len(C)):
         top = C[i, 0]
         for j in range(C.shape[1]):
             top = max(top, C[i, j])
@@ -314,7 +330,7 @@ def highest(C, out, first, last):
 
 
 @_compiled
-def advance(C, low, sure, rows, X, D, base, R, ids, weights, count, gap, used, checked, tol, size, limit, first, last):
+def advance(C, low, sure, rows, X, D, base, R, ids, weights, count, gap, used, checked, tol, size, limit):
     """Certifies codes by their residuals' correlations with all atoms; solves anew those that fail.
 
     C (b, m): correlations of the residuals R of `rows`, as integers that sort as they do (the bits of a positive
@@ -331,9 +347,9 @@ def advance(C, low, sure, rows, X, D, base, R, ids, weights, count, gap, used, c
     H = np.empty((kmax, kmax))
     G, have = np.empty((pmax, pmax), np.float32), np.empty(pmax, np.bool_)
     P, found, violators = np.empty(pmax, np.int64), np.empty(m, np.int64), np.empty(m, np.int64)
-    mine = np.zeros(m, np.bool_)
+    mine, exact = np.zeros(m, np.bool_), np.empty((1, m), np.float32)
     r = np.empty(d)
-    for i in range(first, last):
+    for i in range(len(C)):
         row = rows[i]
         lam, k = used[row], count[row]
         n = _collect(C, i, low[i], found)
@@ -344,10 +360,10 @@ def advance(C, low, sure, rows, X, D, base, R, ids, weights, count, gap, used, c
             for a in range(n):
                 sure_of_it |= C[i, found[a]] > sure[i]
             if not sure_of_it:
+                _correlate(D, found, n, R, row, exact, 0)
                 for a in range(n):
-                    exact = np.float64(_dot(D, found[a], R, row, d))
-                    c_max = max(c_max, exact)
-                    if exact > lam * (1 + 1e-6):
+                    c_max = max(c_max, np.float64(exact[0, a]))
+                    if exact[0, a] > lam * (1 + 1e-6):
                         violators[bad] = found[a]
                         bad += 1
                 xr, rr, weight = 0.0, 0.0, 0.0
@@ -379,10 +395,9 @@ def advance(C, low, sure, rows, X, D, base, R, ids, weights, count, gap, used, c
         for a in range(_strongest(C, i, found, kept, room - p)):
             P[p] = found[a]
             p += 1
+        _correlate(D, P, p, X, row, exact, 0)
         for a in range(p):
-            mine[P[a]] = False
-            have[a] = False
-            q[a] = _dot(D, P[a], X, row, d)
+            mine[P[a]], have[a], q[a] = False, False, exact[0, a]
         warm, k = k, 0
         for s in range(warm):
             _fill(s, G, have, D, P, p)
