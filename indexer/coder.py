@@ -113,7 +113,7 @@ class SparseCoder:
             if X is None or not len(X):
                 raise SparsightError("a target for the codes needs rows to choose l1 by: fit(X)")
             target = self.target_concepts if self.target_bytes is None else (self.target_bytes - 1) / 3
-            self.l1_ = choose_l1(X, self.dictionary, target, self._config(self.l1), device=self.device)
+            self.l1_ = choose_l1(X, self.dictionary, target or 0, self._config(self.l1), device=self.device)
         return self
 
     def encode(self, X: np.ndarray, progress: Callable[[int], object] | None = None) -> Codes:
@@ -148,7 +148,7 @@ class SparseCoder:
 
 
 def encode_sparse(
-    X: np.ndarray,
+    X: np.ndarray | Tensor,
     D: np.ndarray,
     config: CoderConfig | None = None,
     *,
@@ -168,7 +168,7 @@ def encode_sparse(
 
 
 def encode_path(
-    X: np.ndarray,
+    X: np.ndarray | Tensor,
     D: np.ndarray,
     l1s: Sequence[float],
     config: CoderConfig | None = None,
@@ -178,7 +178,7 @@ def encode_path(
 ) -> list[Codes]:
     """As `encode_sparse`, at each penalty of l1s (in place of config.l1) in one pass over X with warm starts."""
     config = config or CoderConfig()
-    X, D = np.asarray(X), np.ascontiguousarray(D, np.float32)
+    X, D = X if isinstance(X, Tensor) else np.asarray(X), np.ascontiguousarray(D, np.float32)
     _check(X, D, l1s, config)
     n, device = len(X), torch.device(device)
     numba = device.type == "cpu" and n > FEW_ROWS
@@ -239,7 +239,7 @@ def choose_l1(
 
 
 def refit(
-    X: np.ndarray, D: np.ndarray, W: sparse.csr_matrix, *, device: torch.device | str = "cpu"
+    X: np.ndarray | Tensor, D: np.ndarray, W: sparse.csr_matrix, *, device: torch.device | str = "cpu"
 ) -> sparse.csr_matrix:
     """The nonnegative least-squares weights on each row's support: W (n, m) without the penalty's shrinkage."""
     W = W.copy()
@@ -254,7 +254,7 @@ def refit(
         P[used] = W.indices[span]
         if not P.size:
             continue
-        x = torch.as_tensor(np.asarray(X[rows], np.float32), device=device)
+        x = _rows(X, rows).to(device)
         A = atoms[torch.as_tensor(P, device=device)] * torch.as_tensor(used, device=device)[:, :, None]
         w = pivot(A @ A.mT, torch.einsum("rsd,rd->rs", A, x), torch.zeros(len(x), device=device))
         W.data[span] = w.cpu().numpy()[used]
@@ -262,9 +262,13 @@ def refit(
     return W
 
 
-def _check(X: np.ndarray, D: np.ndarray, l1s: Sequence[float], config: CoderConfig) -> None:
+def _rows(X: np.ndarray | Tensor, rows: slice) -> Tensor:
+    return X[rows].float() if isinstance(X, Tensor) else torch.from_numpy(np.array(X[rows], np.float32))
+
+
+def _check(X: np.ndarray | Tensor, D: np.ndarray, l1s: Sequence[float], config: CoderConfig) -> None:
     if X.ndim != 2 or D.ndim != 2 or X.shape[1] != D.shape[1] or not len(D):
-        raise SparsightError(f"cannot code X {X.shape} against D {D.shape}: expected (n, d) and (m, d), m > 0")
+        raise SparsightError(f"cannot code X {tuple(X.shape)} against D {D.shape}: expected (n, d) and (m, d), m > 0")
     bad = np.flatnonzero(~np.isfinite(D).all(1))
     if len(bad):
         raise SparsightError(f"cannot code: row {bad[0]} of D has values that are not finite")
@@ -326,15 +330,15 @@ def _solve_batch(
     start: int,
 ) -> list[_Part]:
     """Rows start … start + size; spaces: this thread's workspace, or None for the torch way."""
-    x = np.ascontiguousarray(X[start : start + size], np.float32)
-    bad = np.flatnonzero(~np.isfinite(np.einsum("nd,nd->n", x, x)))
+    x = _rows(X, slice(start, start + size)).to(atoms.D.device).contiguous()
+    bad = torch.nonzero(~torch.isfinite(x).all(1))
     if len(bad):
-        raise SparsightError(f"cannot code: row {start + bad[0]} of X has values that are not finite")
+        raise SparsightError(f"cannot code: row {start + int(bad[0])} of X has values that are not finite")
     if spaces is None:
-        return _solve_torch(atoms, torch.as_tensor(x, device=atoms.D.device), l1s, config)
+        return _solve_torch(atoms, x, l1s, config)
     if not hasattr(spaces, "mine"):
         spaces.mine = _Workspace(size, atoms)
-    return (_solve_gram if atoms.small else _solve_sets)(atoms, x, l1s, config, spaces.mine)
+    return (_solve_gram if atoms.small else _solve_sets)(atoms, x.numpy(), l1s, config, spaces.mine)
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit):
             if ws > 0:
                 ids[i, n], weights[i, n] = S[s], ws
                 n += 1
-                weight += ws
+                weight += float(ws)
                 wq += ws * np.float64(Q[i, S[s]])
                 row = S[s]
                 for a in range(m):
@@ -280,28 +280,28 @@ def _strongest(C, i, found, n, room):
     """Keeps of the n columns in `found` at most `room`, none weaker than one left out; returns how many."""
     if n <= room:
         return n
-    low, high = np.int64(C[i, found[0]]), np.int64(C[i, found[0]])
+    low, high = int(C[i, found[0]]), int(C[i, found[0]])
     for a in range(n):
-        low, high = min(low, np.int64(C[i, found[a]])), max(high, np.int64(C[i, found[a]]))
+        low, high = min(low, int(C[i, found[a]])), max(high, int(C[i, found[a]]))
     high += 1
     while high - low > 1:  # more than room are ≥ low, at most room are ≥ high
         middle = (low + high) >> 1
         above = 0
         for a in range(n):
-            above += np.int64(C[i, found[a]]) >= middle
+            above += C[i, found[a]] >= middle
         if above > room:
             low = middle
         else:
             high = middle
     kept = 0
     for a in range(n):
-        if np.int64(C[i, found[a]]) >= high:
+        if C[i, found[a]] >= high:
             found[kept] = found[a]
             kept += 1
     for a in range(n):  # ties fill what is left, by their index
         if kept == room:
             break
-        if np.int64(C[i, found[a]]) == low:
+        if C[i, found[a]] == low:
             found[kept] = found[a]
             kept += 1
     return kept
