@@ -42,7 +42,8 @@ WORKING_SET = 32  # atoms that may join a row's support in one round, in torch
 WORKING_SET_CPU = 64  # the same in the CPU kernel, which pays only for those that it drives
 FEW_ROWS = 64  # below it torch does what numba's import would not repay
 MAX_ROUNDS = 100
-MAX_BATCH = 4096
+MEMORY = 128 << 20
+MAX_BATCH = 1024  # on a CPU: more would only leave the cache
 PATH_FLOOR = 1e-3  # of λ_max: the smallest penalty tried for a target
 
 
@@ -62,7 +63,8 @@ class SparseCoder:
     smallest that leaves so many. refit: the weights of each support by nonnegative least squares, without the
     shrinkage; `gap` stays that of the l1 code. target_concepts: `fit` chooses l1 so that rows of X have that many
     concepts on average; target_bytes: the same in compact bytes a row (3 a concept + 1). memory: bytes beside X,
-    D and the codes. Learned by `fit`, with a target: l1_, the penalty in use.
+    D and the codes (None: 128 MiB, on a GPU a quarter of what is free).
+    Learned by `fit`, with a target: l1_, the penalty in use.
 
     >>> W = SparseCoder(np.eye(3), l1=0.5).fit_transform(np.array([[1.0, 0.8, 0.1]]))
     >>> W.toarray().round(2)
@@ -80,7 +82,7 @@ class SparseCoder:
         refit: bool = CoderConfig.refit,
         target_concepts: float | None = None,
         target_bytes: float | None = None,
-        memory: int = CoderConfig.memory,
+        memory: int | None = CoderConfig.memory,
         device: str = "cpu",
     ):
         self.dictionary, self.l1, self.relative, self.tol = dictionary, l1, relative, tol
@@ -109,20 +111,20 @@ class SparseCoder:
 
     def fit(self, X: np.ndarray | None = None, y: object = None) -> SparseCoder:
         """Learns nothing, but where a target is set: then l1_, from X."""
-        if self._targeted():
+        target = self._target()
+        if target is not None:
             if X is None or not len(X):
                 raise SparsightError("a target for the codes needs rows to choose l1 by: fit(X)")
-            target = self.target_concepts if self.target_bytes is None else (self.target_bytes - 1) / 3
-            self.l1_ = choose_l1(X, self.dictionary, target or 0, self._config(self.l1), device=self.device)
+            self.l1_ = choose_l1(X, self.dictionary, target, self._config(self.l1), device=self.device)
         return self
 
     def encode(self, X: np.ndarray, progress: Callable[[int], object] | None = None) -> Codes:
         """The codes of X (n, d), each with its gap and λ; see `encode_sparse`."""
-        return encode_sparse(X, self.dictionary, self._config(), device=self.device, progress=progress)
+        return encode_sparse(X, self.dictionary, self._config(self._l1()), device=self.device, progress=progress)
 
     def path(self, X: np.ndarray, l1s: Sequence[float]) -> list[Codes]:
         """The codes of X at each penalty of l1s, in that order; each starts from the one before, so let them fall."""
-        return encode_path(X, self.dictionary, l1s, self._config(), device=self.device)
+        return encode_path(X, self.dictionary, l1s, self._config(self.l1), device=self.device)
 
     def transform(self, X: np.ndarray) -> sparse.csr_matrix:
         """The codes alone, W (n, m) CSR."""
@@ -135,15 +137,22 @@ class SparseCoder:
         """W D (n, d)."""
         return np.asarray(W @ np.asarray(self.dictionary, np.float32), np.float32)
 
-    def _targeted(self) -> bool:
-        if self.target_concepts is not None and self.target_bytes is not None:
+    def _target(self) -> float | None:
+        """Concepts a row, on average."""
+        if self.target_bytes is None:
+            return self.target_concepts
+        if self.target_concepts is not None:
             raise SparsightError("target_concepts and target_bytes exclude each other: set one")
-        return self.target_concepts is not None or self.target_bytes is not None
+        return (self.target_bytes - 1) / 3
 
-    def _config(self, l1: float | None = None) -> CoderConfig:
-        if l1 is None and self._targeted() and not hasattr(self, "l1_"):
+    def _l1(self) -> float:
+        if self._target() is None:
+            return self.l1
+        if not hasattr(self, "l1_"):
             raise SparsightError("this coder has a target and no penalty yet: fit(X) chooses it")
-        l1 = l1 or (self.l1_ if self._targeted() else self.l1)
+        return self.l1_
+
+    def _config(self, l1: float) -> CoderConfig:
         return CoderConfig(l1, self.relative, self.tol, self.max_concepts, self.refit, self.memory)
 
 
@@ -184,8 +193,9 @@ def encode_path(
     numba = device.type == "cpu" and n > FEW_ROWS
     threads = torch.get_num_threads() if numba else 1
     atoms = _Atoms(torch.as_tensor(D, device=device))
-    size = _batch_size(atoms, config.memory // threads, numba, len(l1s))
-    size = min(size, max(1, -(-n // threads)))
+    size = _batch_size(atoms, _memory(config, device) // threads, numba, len(l1s))
+    batches = max(1, -(-n // size))
+    size = max(1, -(-n // (-(-batches // threads) * threads)))  # every thread gets as many rows
     spaces = threading.local() if numba else None
     solve = partial(_solve_batch, X, atoms, list(l1s), config, spaces, size)
     starts = range(0, n, size)
@@ -309,14 +319,21 @@ def _in_threads(solve: Callable[[int], list[_Part]], starts: range, threads: int
         torch.set_num_threads(threads)
 
 
+def _memory(config: CoderConfig, device: torch.device) -> int:
+    if config.memory is not None:
+        return config.memory
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else MEMORY
+
+
 def _batch_size(atoms: _Atoms, memory: int, numba: bool, penalties: int) -> int:
     """Rows whose correlations, residuals and codes fit in `memory` bytes."""
     m, d = atoms.D.shape
     if numba:
-        row = m * (2 if atoms.sifts else 4) * (1 if penalties == 1 else 2) + 14 * d + 12 * min(m, d)
+        row = m * (2 if atoms.sifts and not atoms.small else 4) * (1 if penalties == 1 else 2)
+        row += 14 * d + 8 * min(m, d)
     else:
-        block = WORKING_SET * (WORKING_SET * 24 + 4 * d)
-        row = 12 * m + 12 * d + block
+        s = min(m, 2 * WORKING_SET)
+        row = 12 * m + 12 * d + s * (32 * s + 4 * d)  # correlations, rows, tableaux and their atoms
     return int(np.clip(memory // row, 1, MAX_BATCH if atoms.D.device.type == "cpu" else 1 << 16))
 
 

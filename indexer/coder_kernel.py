@@ -23,6 +23,25 @@ _NOISE = 5e-8  # of λ_max: float32 inner products are no better than that
 
 
 @_compiled
+def _largest(a, n):
+    """max(a[:n]); in eight lanes by hand, for LLVM makes a chain of it."""
+    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = a[0]
+    whole = n // 8 * 8
+    for i in range(0, whole, 8):
+        b0 = a[i] if a[i] > b0 else b0
+        b1 = a[i + 1] if a[i + 1] > b1 else b1
+        b2 = a[i + 2] if a[i + 2] > b2 else b2
+        b3 = a[i + 3] if a[i + 3] > b3 else b3
+        b4 = a[i + 4] if a[i + 4] > b4 else b4
+        b5 = a[i + 5] if a[i + 5] > b5 else b5
+        b6 = a[i + 6] if a[i + 6] > b6 else b6
+        b7 = a[i + 7] if a[i + 7] > b7 else b7
+    for i in range(whole, n):
+        b0 = a[i] if a[i] > b0 else b0
+    return max(max(max(b0, b1), max(b2, b3)), max(max(b4, b5), max(b6, b7)))
+
+
+@_compiled
 def _correlate(D, P, p, A, i, out, o):
     """out[o, :p] = the atoms P[:p] of D times row i of A, four at a time."""
     d, whole = D.shape[1], p // 4 * 4
@@ -106,10 +125,7 @@ def _fill(j, G, have, D, P, p):
 def _settle(lam, q, p, G, have, D, P, S, w, k, H, g, c, u):
     """The exact minimum at λ = lam over the working set's p atoms, from any support; returns its size."""
     lazy = len(have) > 0
-    largest = 0.0
-    for a in range(p):
-        largest = max(largest, q[a])
-    eps = max(1e-6 * lam, _NOISE * largest)
+    eps = max(1e-6 * lam, _NOISE * _largest(q, p))
     while k > 0:
         lowest = 0
         for a in range(k):
@@ -129,13 +145,11 @@ def _settle(lam, q, p, G, have, D, P, S, w, k, H, g, c, u):
             row, ws = S[s], w[s]
             for a in range(p):
                 g[a] -= ws * G[row, a]
-        best = -np.inf
-        for a in range(p):
-            best = max(best, g[a])
-        if best <= eps:
+        best = _largest(g, p)
+        if not best > eps:
             break
         j = 0
-        while g[j] != best:
+        while j < p - 1 and g[j] != best:
             j += 1
         if lazy:
             _fill(j, G, have, D, P, p)
@@ -169,9 +183,7 @@ def _settle_limited(lam, limit, q, p, G, have, D, P, S, w, k, H, g, c, u):
     """As `_settle`, at the smallest penalty ≥ lam with at most `limit` atoms (0: any number); size, penalty."""
     if limit == 0:
         return _settle(lam, q, p, G, have, D, P, S, w, k, H, g, c, u), lam
-    low, high = lam, lam
-    for a in range(p):
-        high = max(high, q[a])
+    low, high = lam, max(lam, _largest(q, p))
     touched = False
     for _ in range(24):
         middle = np.sqrt(low * high)
@@ -217,10 +229,9 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit):
     H = np.empty((kmax, kmax))
     have, P = np.empty(0, np.bool_), np.empty(0, np.int64)
     for i in range(len(Q)):
-        largest = 0.0
         for a in range(m):
             q[a] = Q[i, a]
-            largest = max(largest, q[a])
+        largest = _largest(q, m)
         xx = 0.0
         for t in range(d):
             xx += np.float64(X[i, t]) * np.float64(X[i, t])
@@ -246,9 +257,7 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit):
                 for a in range(m):
                     g[a] -= ws * G[row, a]
         count[i], used[i] = n, lam
-        c_max, wc = -np.inf, 0.0
-        for a in range(m):
-            c_max = max(c_max, g[a])
+        c_max, wc = _largest(g, m), 0.0
         for s in range(n):
             wc += weights[i, s] * g[ids[i, s]]
         # r = x − wD: x·r = ‖x‖² − w·q and r·r = x·r − (w D)·r

@@ -11,7 +11,8 @@ class CoderConfig:
 
     l1: the penalty; relative: whether λ_i = l1 · λ_max(x_i), so that no code is empty for l1 < 1, or λ_i = l1.
     tol: the relative duality gap that is asked for. max_concepts: a limit on each code, by a larger λ_i.
-    refit: least-squares weights on each support. memory: bytes that coding may take beside X, D and the codes.
+    refit: least-squares weights on each support. memory: bytes that coding may take beside X, D and the codes;
+    None leaves it to the coder.
     """
 
     l1: float = 0.7
@@ -19,7 +20,7 @@ class CoderConfig:
     tol: float = 1e-4
     max_concepts: int | None = None
     refit: bool = False
-    memory: int = 128 << 20
+    memory: int | None = None
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def test_codes_do_not_depend_on_the_run_or_the_threads(monkeypatch):
 
 
 def test_a_path_gives_the_codes_of_its_penalties(way):
-    X, D = problem(30, 120, 24, seed=9)
+    X, D = problem(8, 120, 24, seed=9)
     l1s = np.geomspace(0.95, 0.1, 12)
     path = encode_path(X, D, l1s)
     for l1, codes in zip(l1s, path, strict=True):
@@ -151,7 +151,7 @@ def test_a_path_gives_the_codes_of_its_penalties(way):
 
 
 def test_a_path_is_continuous(way):
-    X, D = problem(10, 60, 24, seed=3)
+    X, D = problem(4, 60, 24, seed=3)
     path = encode_path(X, D, np.linspace(0.6, 0.5, 101))
     steps = [np.abs((a.W - b.W).toarray()).max() for a, b in pairwise(path)]
     whole = np.abs((path[0].W - path[-1].W).toarray()).max()
@@ -159,7 +159,7 @@ def test_a_path_is_continuous(way):
 
 
 def test_at_most_k_concepts_at_the_smallest_penalty_that_leaves_so_many(way):
-    X, D = problem(40, 120, 24, seed=5)
+    X, D = problem(12, 120, 24, seed=5)
     limited = encode_sparse(X, D, CoderConfig(l1=0.1, max_concepts=4))
     counts = np.diff(limited.W.indptr)
     assert counts.max() == 4
