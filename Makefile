@@ -41,6 +41,7 @@ eval: $(INSTALLED) ## write report/: dense against sparse, from index/
 	$(SPARSIGHT) eval
 
 bench: $(INSTALLED) ## time the coder and the searches; writes bench/results.json
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m eval.bench
 
 lint: $(INSTALLED) ## check style and types

@@ -10,16 +10,17 @@ class CoderConfig:
     """Settings of the coder, saved with an index.
 
     l1: the penalty; relative: whether λ_i = l1 · λ_max(x_i), so that no code is empty for l1 < 1, or λ_i = l1.
-    tol: the relative duality gap that is asked for. working_set: atoms a row starts with.
+    tol: the relative duality gap that is asked for. max_concepts: a limit on each code, by a larger λ_i.
+    refit: least-squares weights on each support. memory: bytes that coding may take beside X, D and the codes;
+    None leaves it to the coder.
     """
 
     l1: float = 0.9
     relative: bool = True
     tol: float = 1e-4
-    working_set: int = 32
-    sweeps: int = 20
-    max_rounds: int = 200
-    batch_size: int = 4096
+    max_concepts: int | None = None
+    refit: bool = False
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
