@@ -174,6 +174,8 @@ class Store:
             self.meta: dict[str, str] = {str(k): str(v) for k, v in rows}
             version = int(self.meta["format"])
         except (duckdb.Error, KeyError, ValueError) as e:
+            if hasattr(self, "con"):
+                self.con.close()
             raise SparsightError(f"{path} is not a readable index: {_first_line(e)}; rebuild it") from e
         if version != FORMAT:
             raise SparsightError(f"{path} has format {version}, this sparsight reads {FORMAT}; rebuild it")
