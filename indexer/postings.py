@@ -1,15 +1,15 @@
 """Packed postings: for each concept the pictures that it helps to make up, with their weights.
 
-A long list is split into tiers by weight (its strongest 5 %, the next 25 %, the rest), so that a query can leave the
-weak ones unread; within a tier ids ascend. A posting is one bit field: the gap to the picture before it, then an 11-bit
-code of its weight. A tier is cut into blocks of at most 128 postings; the fields of a block have one width, that of
-its largest gap, and lie end to end, the lowest bit first, in 32-bit words. The first id of a block stands in its
-header, so that a block is read by itself. This is the layout in memory and in the store alike; a plain SQL view
-decodes it too (`indexer.store`).
+A weight is a whole multiple of a step, the concept's largest weight / 4095, so its error is at most half a step
+(weights under half a step become one: no posting is lost). A long list is split into tiers by weight (its strongest
+5 %, the next 25 %, the rest), so that a query can leave the weak ones unread, and the narrow range of a tier's weights
+takes fewer bits. Within a tier ids ascend.
 
-Weights are linear: w ≈ code · step, step = (the tier's largest weight) / 2047. The error is at most half a step (a
-whole one for weights under half a step, which keep code 1: no posting is lost). Eleven bits, because eight leave ties
-that cost 1–2 % of the ten best hits, and eleven leave the whole below 3 bytes a posting.
+A posting is one bit field: the gap to the picture before it, then its weight in steps less the tier's least
+(lift). A tier is cut into blocks of at most 128 postings; the fields of a block have one width, that of its largest
+gap, and lie end to end, the lowest bit first, in 32-bit words. The first id of a block stands in its header, so that a
+block is read by itself. This is the layout in memory and in the store alike; a plain SQL view decodes it too
+(`indexer.store`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from functools import cached_property
 import numpy as np
 
 BLOCK = 128
-CODE_BITS = 11
-TOP = 2**CODE_BITS - 1
-MAX_GAP = 2 ** (32 - CODE_BITS) - 1  # a larger gap starts a new block, so that no field is wider than 32 bits
+WEIGHT_BITS = 12
+TOP = 2**WEIGHT_BITS - 1  # the largest weight of a concept, in steps; 8 bits would change 1–2 % of the ten best hits
+MAX_GAP = 2 ** (32 - WEIGHT_BITS) - 1  # a larger gap starts a new block, so that no field is wider than 32 bits
 TIERS = (0.05, 0.30)  # the strongest shares of a list that end a tier …
 SPLIT = 1024  # … where it has at least as many postings
 CHUNK = 2**22  # postings packed or unpacked at a time: bounds the memory of the intermediate arrays
@@ -32,15 +32,18 @@ CHUNK = 2**22  # postings packed or unpacked at a time: bounds the memory of the
 class Postings:
     """The packed lists of m concepts over pictures 0 … n − 1, in t tiers of b blocks.
 
-    concept (t,) int32: whose each tier is, ascending, strongest tier first; step (t,) float32; start (t + 1,) int64:
-    tier j has the blocks start[j] … start[j+1] − 1; first, last (b,) int32: the ids a block begins and ends with;
-    count, width (b,) uint8: its postings, and the bits of a field; words (w + 1,) uint32, the last one padding.
+    concept (t,) int32: whose each tier is, ascending, strongest tier first; step (t,) float32, lift (t,) uint16, bits
+    (t,) uint8: its weights are (lift + code) · step, a code having so many bits; start (t + 1,) int64: it has the
+    blocks start[j] … start[j+1] − 1; first, last (b,) int32: the ids a block begins and ends with; count, width (b,)
+    uint8: its postings, and the bits of a field; words (w + 1,) uint32, the last one padding.
     """
 
     n: int
     m: int
     concept: np.ndarray
     step: np.ndarray
+    lift: np.ndarray
+    bits: np.ndarray
     start: np.ndarray
     first: np.ndarray
     last: np.ndarray
@@ -63,11 +66,20 @@ class Postings:
         """(m,) int64: the postings of each concept."""
         return np.bincount(self.concept, self.sizes, self.m).astype(np.int64)
 
+    @cached_property
+    def limit(self) -> np.ndarray:
+        """(t,) int64: no weight of a tier has more steps; what the stronger one begins with bounds it too."""
+        limit = np.minimum(self.lift + (1 << self.bits.astype(np.int64)) - 1, TOP)
+        weaker = np.flatnonzero(self.concept[1:] == self.concept[:-1]) + 1
+        limit[weaker] = np.minimum(limit[weaker], self.lift[weaker - 1])
+        return limit
+
     @property
     def nbytes(self) -> int:
         """Bytes held in memory, headers and all."""
-        arrays = (self.concept, self.step, self.start, self.sizes, self.first, self.last, self.count, self.width)
-        return sum(a.nbytes for a in (*arrays, self.offset, self.words))
+        tiers = (self.concept, self.step, self.lift, self.bits, self.start, self.sizes)
+        blocks = (self.first, self.last, self.count, self.width, self.offset)
+        return sum(a.nbytes for a in (*tiers, *blocks, self.words))
 
     def check(self) -> None:
         """Raises ValueError where the headers contradict each other or the words; the kernels rely on this."""
@@ -75,6 +87,8 @@ class Postings:
         starts = self.start
         if (
             len(self.step) != t
+            or len(self.lift) != t
+            or len(self.bits) != t
             or len(starts) != t + 1
             or any(len(a) != b for a in (self.last, self.count, self.width))
             or starts[0] != 0
@@ -84,7 +98,12 @@ class Postings:
             or (t and not 0 <= self.concept[0] <= self.concept[-1] < self.m)
         ):
             raise ValueError("their blocks do not add up")
-        if ((self.count < 1) | (self.count > BLOCK) | (self.width < CODE_BITS) | (self.width > 32)).any():
+        bits = np.repeat(self.bits, np.diff(starts))
+        if (
+            ((self.count < 1) | (self.count > BLOCK)).any()
+            or ((self.width < np.maximum(bits, 1)) | (self.width > 32)).any()
+            or ((self.bits > WEIGHT_BITS) | (self.lift > TOP)).any()
+        ):
             raise ValueError("a block has an impossible size")
         if len(self.words) != self.offset[-1] + 1:
             raise ValueError("their words do not add up")
@@ -100,9 +119,9 @@ class Postings:
             raise ValueError("a weight is not a positive number")
 
     def unpack(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int64 and codes int64 of the postings of some blocks (their indices), one after the other.
+        """Ids int64 and lift + code int64 of the postings of some blocks (their indices), one after the other.
 
-        Raises ValueError for a block that does not end at its `last`, or has a code of 0.
+        Raises ValueError for a block that does not end at its `last`, or has a weight of 0.
         """
         count, width = self.count[blocks].astype(np.int64), self.width[blocks].astype(np.int64)
         begin = _starts(count)
@@ -111,14 +130,16 @@ class Postings:
         word = bit >> 5
         pair = self.words[word].astype(np.uint64) | self.words[word + 1].astype(np.uint64) << np.uint64(32)
         field = (pair >> (bit & 31).astype(np.uint64)).astype(np.int64) & ((1 << width) - 1)[row]
-        codes, run = field & TOP, np.cumsum(field >> CODE_BITS)
+        tier = np.searchsorted(self.start, blocks, side="right") - 1
+        bits, lift = self.bits[tier].astype(np.int64), self.lift[tier].astype(np.int64)
+        codes, run = (field & ((1 << bits) - 1)[row]) + lift[row], np.cumsum(field >> bits[row])
         ids = run + (self.first[blocks] - run[begin[:-1]])[row]
         if (ids[begin[1:] - 1] != self.last[blocks]).any() or (codes == 0).any():
             raise ValueError("a block does not hold what its header says")
         return ids, codes
 
     def lists(self, tiers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(row, id, code) of every posting of some tiers, row being the position in `tiers`."""
+        """(row, id, lift + code) of every posting of some tiers, row being the position in `tiers`."""
         ids, codes = self.unpack(self._blocks(tiers))
         return np.repeat(np.arange(len(tiers)), self.sizes[tiers]), ids, codes
 
@@ -166,29 +187,49 @@ def pack(indptr: np.ndarray, ids: np.ndarray, weights: np.ndarray, n: int) -> Po
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError("a weight is not a positive number")
     parts = [_pack(indptr[a : b + 1], ids, weights, a) for a, b in _chunks(indptr)]
-    concept, step, blocks, first, last, count, width, words = (np.concatenate(p) for p in zip(*parts, strict=True))
-    padded = np.append(words, np.zeros(1, np.uint32))
-    packed = Postings(n, len(indptr) - 1, concept, step, _starts(blocks), first, last, count, width, padded)
+    concept, step, lift, bits, blocks, first, last, count, width, words = map(np.concatenate, zip(*parts, strict=True))
+    packed = Postings(
+        n=n,
+        m=len(indptr) - 1,
+        concept=concept,
+        step=step,
+        lift=lift,
+        bits=bits,
+        start=_starts(blocks),
+        first=first,
+        last=last,
+        count=count,
+        width=width,
+        words=np.append(words, np.zeros(1, np.uint32)),
+    )
     packed.check()
     return packed
 
 
 def _pack(indptr: np.ndarray, ids: np.ndarray, weights: np.ndarray, lowest: int) -> tuple[np.ndarray, ...]:
-    """Concept, step and number of blocks of each tier, first, last, count, width of each block, and the words.
+    """Concept, step, lift, bits and number of blocks of each tier, the four headers of each block, and the words.
 
     indptr: of the columns to pack, the first of which is concept `lowest`.
     """
     if indptr[0] == indptr[-1]:
-        return tuple(np.zeros(0, t) for t in "ifliiBBI")
-    weights, ids = weights[indptr[0] : indptr[-1]], ids[indptr[0] : indptr[-1]].astype(np.int64)
-    owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    tier = owner * (len(TIERS) + 1) + _tiers(owner, weights, np.diff(indptr))
+        return tuple(np.zeros(0, t) for t in "ifHBliiBBI")
+    weights, ids, counts = (
+        weights[indptr[0] : indptr[-1]],
+        ids[indptr[0] : indptr[-1]].astype(np.int64),
+        np.diff(indptr),
+    )
+    owner = np.repeat(np.arange(len(counts)), counts)
+    step = np.zeros(len(counts), np.float32)
+    step[counts > 0] = np.maximum.reduceat(weights, (indptr[:-1] - indptr[0])[counts > 0]) / np.float32(TOP)
+    step = np.maximum(step, np.finfo(np.float32).tiny)
+    codes = np.clip(np.rint(weights / step[owner]), 1, TOP).astype(np.int64)
+    tier = owner * (len(TIERS) + 1) + _tiers(owner, weights, counts)
     order = np.argsort(tier, kind="stable")
-    tier, ids, weights = tier[order], ids[order], weights[order]
+    tier, ids, codes = tier[order], ids[order], codes[order]
     starts = np.flatnonzero(np.diff(tier, prepend=-1))
     sizes = np.diff(starts, append=len(ids))
-    step = np.maximum(np.maximum.reduceat(weights, starts) / np.float32(TOP), np.finfo(np.float32).tiny)
-    codes = np.clip(np.rint(weights / np.repeat(step, sizes)), 1, TOP).astype(np.uint64)
+    lift = np.minimum.reduceat(codes, starts)
+    bits = _bit_length(np.maximum.reduceat(codes, starts) - lift)
 
     gaps, index = np.diff(ids, prepend=0), np.arange(len(ids))
     opens = np.zeros(len(ids), bool)  # the postings that begin a block
@@ -200,13 +241,14 @@ def _pack(indptr: np.ndarray, ids: np.ndarray, weights: np.ndarray, lowest: int)
     gaps[opens] = 0
     begin = np.flatnonzero(opens)
     count = np.diff(begin, append=len(ids))
-    width = np.frexp(np.maximum.reduceat(gaps, begin).astype(np.float64))[1].astype(np.int64) + CODE_BITS
+    bits_of = bits[np.searchsorted(starts, begin, side="right") - 1]
+    width = np.maximum(_bit_length(np.maximum.reduceat(gaps, begin)) + bits_of, 1)
 
     offset = _starts((count * width + 31) // 32)
     row = np.repeat(np.arange(len(begin)), count)
     bit = (offset[:-1] * 32 - begin * width)[row] + index * width[row]
     word = bit >> 5
-    field = (gaps.astype(np.uint64) << np.uint64(CODE_BITS) | codes) << (bit & 31).astype(np.uint64)
+    field = (gaps << bits_of[row] | codes - np.repeat(lift, sizes)).astype(np.uint64) << (bit & 31).astype(np.uint64)
     # Fields that begin in the same word: their low halves make up that word, the last one's high half the next.
     runs = np.flatnonzero(np.diff(word, prepend=-1))
     halves = np.bitwise_or.reduceat(field, runs)
@@ -215,7 +257,9 @@ def _pack(indptr: np.ndarray, ids: np.ndarray, weights: np.ndarray, lowest: int)
     words[word[runs] + 1] |= (halves >> np.uint64(32)).astype(np.uint32)
     return (
         (owner[order][starts] + lowest).astype(np.int32),
-        step,
+        step[owner[order][starts]],
+        lift.astype(np.uint16),
+        bits.astype(np.uint8),
         np.diff(np.searchsorted(begin, starts), append=len(begin)),
         ids[begin].astype(np.int32),
         ids[begin + count - 1].astype(np.int32),
@@ -231,6 +275,10 @@ def _tiers(owner: np.ndarray, weights: np.ndarray, sizes: np.ndarray) -> np.ndar
     share = np.empty(len(weights))
     share[order] = (np.arange(len(weights)) - (np.cumsum(sizes) - sizes)[owner[order]]) / sizes[owner[order]]
     return np.where(sizes[owner] < SPLIT, 0, np.searchsorted(TIERS, share, side="right"))
+
+
+def _bit_length(numbers: np.ndarray) -> np.ndarray:
+    return np.frexp(numbers.astype(np.float64))[1].astype(np.int64)
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import duckdb
 import numpy as np
 from scipy import sparse
 
-from indexer.postings import CODE_BITS, TOP, Postings, pack
+from indexer.postings import Postings, pack
 from training.errors import SparsightError
 
 DATABASE = "index.duckdb"
@@ -36,23 +36,23 @@ CREATE TABLE vectors (image_id INTEGER, embedding FLOAT[{d}]);
 CREATE TABLE concepts (concept_id INTEGER, name VARCHAR, aliases VARCHAR[], parent VARCHAR, source VARCHAR,
                        images INTEGER, atom FLOAT[{d}]);
 CREATE TABLE classes (class_id INTEGER, name VARCHAR, embedding FLOAT[{d}]);
-CREATE TABLE posting_blocks (concept_id INTEGER, tier UTINYINT, step FLOAT, first INTEGER, last INTEGER,
-                             count UTINYINT, width UTINYINT, words UINTEGER[]);
+CREATE TABLE posting_blocks (concept_id INTEGER, tier UTINYINT, step FLOAT, lift USMALLINT, bits UTINYINT,
+                             first INTEGER, last INTEGER, count UTINYINT, width UTINYINT, words UINTEGER[]);
 CREATE TABLE thumbnails (image_id INTEGER, jpeg BLOB);
 CREATE VIEW postings AS
 WITH fields AS (
-    SELECT concept_id, step, first, count, list_transform(range(count), lambda i:
+    SELECT concept_id, step, lift, bits, first, count, list_transform(range(count), lambda i:
         ((words[i * width // 32 + 1]::UBIGINT + (coalesce(words[i * width // 32 + 2], 0)::UBIGINT << 32))
             >> (i * width % 32)) & ((1::UBIGINT << width) - 1)) AS field
     FROM posting_blocks
 ), lists AS (
-    SELECT concept_id, step, first, count, list_transform(field, lambda f: f >> {code_bits}) AS gap,
-        list_transform(field, lambda f: f & {top}) AS code
+    SELECT concept_id, step, lift, bits, first, count, list_transform(field, lambda f: f >> bits) AS gap,
+        list_transform(field, lambda f: f & ((1::UBIGINT << bits) - 1)) AS code
     FROM fields
 )
 SELECT concept_id,
     unnest(list_transform(range(1, count + 1), lambda i: first + list_sum(gap[:i])))::INTEGER AS image_id,
-    unnest(code)::FLOAT * step AS weight
+    (lift + unnest(code))::FLOAT * step AS weight
 FROM lists;
 """
 
@@ -112,7 +112,7 @@ def write_store(folder: Path, c: Contents) -> None:
         con.execute(f"ATTACH {_quote(partial)} AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
         con.execute("USE store")
         con.execute("BEGIN")
-        con.execute(SCHEMA.format(d=d, code_bits=CODE_BITS, top=TOP))
+        con.execute(SCHEMA.format(d=d))
         _insert(con, "meta", {"key": list(meta), "value": [_to_text(v) for v in meta.values()]})
         ids = np.arange(n, dtype=np.int32)
         _insert(
@@ -255,9 +255,9 @@ class Store:
     def _postings(self, condition: str, bound: Sequence[int]) -> Postings:
         """The blocks that a condition chooses."""
         chosen = f"FROM posting_blocks WHERE {condition} ORDER BY concept_id, tier, first"
-        rows = self._columns(f"SELECT concept_id, tier, step, first, last, count, width {chosen}", bound)
+        rows = self._columns(f"SELECT concept_id, tier, step, lift, bits, first, last, count, width {chosen}", bound)
         words = self._columns(f"SELECT unnest(words) AS word FROM (SELECT words {chosen})", bound)["word"]
-        concept, tier, step, first, last, count, width = (np.asarray(column) for column in rows.values())
+        concept, tier, step, lift, bits, first, last, count, width = (np.asarray(column) for column in rows.values())
         changes = (np.diff(concept, prepend=-1) != 0) | (np.diff(tier.astype(np.int32), prepend=-1) != 0)
         starts = np.flatnonzero(changes)
         found = Postings(
@@ -265,6 +265,8 @@ class Store:
             m=int(self.meta["m"]),
             concept=concept[starts],
             step=step[starts],
+            lift=lift[starts],
+            bits=bits[starts],
             start=np.append(starts, len(concept)),
             first=first,
             last=last,
@@ -273,8 +275,10 @@ class Store:
             words=np.append(words, np.zeros(1, np.uint32)),
         )
         with self.damage():
-            if (step != np.repeat(found.step, np.diff(found.start))).any():
-                raise ValueError("a tier has two steps")
+            blocks = np.diff(found.start)
+            pairs = ((step, found.step), (lift, found.lift), (bits, found.bits))
+            if any((of_block != np.repeat(of_tier, blocks)).any() for of_block, of_tier in pairs):
+                raise ValueError("a tier's blocks disagree")
             found.check()
         return found
 
@@ -355,6 +359,8 @@ def _block_rows(p: Postings) -> dict[str, object]:
         "concept_id": np.repeat(p.concept, blocks),
         "tier": np.repeat(tiers.astype(np.uint8), blocks),
         "step": np.repeat(p.step, blocks),
+        "lift": np.repeat(p.lift, blocks),
+        "bits": np.repeat(p.bits, blocks),
         "first": p.first,
         "last": p.last,
         "count": p.count,

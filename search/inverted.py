@@ -2,9 +2,9 @@
 
 A query is a score s_j for each concept; a picture's score is Σ_j w_ij s_j. Notable decisions:
 
-- Totals are whole numbers: what a code is worth, s_j · step, is rounded to a multiple of a fraction of the largest one
-  (2⁻³⁸ for a few concepts, 2⁻²⁷ for ten thousand). So a total does not depend on the order of its sum: every way to
-  an answer gives the same bits, ties are ties, and they go to the lower id.
+- Totals are whole numbers: what a step of weight is worth, s_j · step, is rounded to a multiple of a fraction of the
+  largest one (2⁻³⁷ for a few concepts, 2⁻²⁷ for ten thousand). So a total does not depend on the order of its sum:
+  every way to an answer gives the same bits, ties are ties, and they go to the lower id.
 - Only what can change the k best is read: MaxScore (Turtle & Flood 1995) over tiers of lists and windows of ids. No
   array is as long as the index; the cost is that of the postings read.
 - A cold process answers in numpy. Once it has been asked for as many postings as the loading of numba's
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from indexer.postings import CODE_BITS, TIERS, TOP, Postings
+from indexer.postings import TIERS, WEIGHT_BITS, Postings
 
 PATIENCE = 3_000_000  # postings that numpy reads in about the time that it takes to load the kernels
 WINDOW = 2**14  # ids that are summed at a time: the sums stay in the cache
@@ -89,7 +89,7 @@ class Inverted:
 
     @cached_property
     def _codes(self) -> sparse.csr_matrix:
-        """The codes (t, n) by tier."""
+        """lift + code (t, n), by tier."""
         p = self.postings
         _, ids, codes = p.lists(np.arange(len(p.concept)))
         indptr = np.concatenate([[0], np.cumsum(p.sizes)])
@@ -97,16 +97,16 @@ class Inverted:
 
 
 def whole_units(s: np.ndarray, p: Postings) -> tuple[np.ndarray, np.ndarray, float]:
-    """What one code of each tier is worth, as whole numbers: tiers (t,) int64, units (t,) int64, scale.
+    """What one step of each tier is worth, as whole numbers: tiers (t,) int64, units (t,) int64, scale.
 
-    w_ij s_j ≈ code_ij · units · scale; no total of a picture passes 2⁵³. Tiers without a score are left out.
+    w_ij s_j ≈ (lift + code)_ij · units · scale; no total of a picture passes 2⁵³. Tiers without a score are left out.
     """
     s = np.asarray(s, np.float64)
     if s.shape != (p.m,) or not np.isfinite(s).all():
         raise ValueError(f"expected {p.m} finite concept scores, got an array {s.shape}")
     tiers = np.flatnonzero(s[p.concept])
     worth = s[p.concept[tiers]] * p.step[tiers]
-    bits = 53 - CODE_BITS - len(tiers).bit_length()
+    bits = 53 - WEIGHT_BITS - len(tiers).bit_length()
     scale = float(np.ldexp(1.0, int(np.frexp(np.abs(worth).max(initial=0.0))[1]) - bits))
     units = np.rint(worth / scale).astype(np.int64)
     return tiers[units != 0], units[units != 0], scale
@@ -133,7 +133,7 @@ def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, factor
     """Lays the tiers out for the kernel: ids and totals in no order, and the number of postings read."""
     from search.kernels import max_score
 
-    limits = np.maximum(units, 0) * TOP
+    limits = np.maximum(units, 0) * p.limit[tiers]
     opens = np.diff(p.concept[tiers], prepend=-1) != 0
     strongest = limits[opens][np.cumsum(opens) - 1]
     by_limit = np.lexsort((tiers, -strongest, units < 0))  # whole concepts, those that can add most first
@@ -147,8 +147,7 @@ def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, factor
         price = np.where(has_weaker, np.maximum(price, price[weaker]), price)
     positive = int((units > 0).sum())
     order = np.lexsort((-np.arange(positive), price[:positive]))
-    packed = (p.first, p.last, p.count, p.width, p.offset, p.words)
     begin, end = p.start[tiers], p.start[tiers + 1]
-    return max_score(
-        begin, end, sizes, units, margins, weaker, order, packed, p.n, k, WINDOW, float(factor), SHARE
-    )  # fmt: skip
+    layout = (begin, end, sizes, units, p.lift[tiers].astype(np.int64), p.bits[tiers].astype(np.int64))
+    packed = (p.first, p.last, p.count, p.width, p.offset, p.words)
+    return max_score(*layout, margins, weaker, order, packed, p.n, k, WINDOW, float(factor), SHARE)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from indexer.postings import CODE_BITS, TOP
-
 PROBE = 64  # what one look into a tier costs, in postings read in sequence
 NO_ID = np.iinfo(np.int64).max
 
 
 @njit(cache=True, nogil=True)
-def max_score(begin, end, size, unit, margin, weaker, order, packed, n, k, window, factor, share):
-    """The k pictures with the largest totals Σ code · unit above 0, over t tiers; ties go to the lower id.
+def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed, n, k, window, factor, share):
+    """The k pictures with the largest totals Σ (lift + code) · unit above 0, over t tiers; ties go to the lower id.
 
-    begin, end, size (t,): each tier's blocks and postings; unit (t,) int64: what a code is worth, the positive ones
-    first; margin (t,): how much more a tier can add than the next weaker one of its concept, 0 where unit is
-    negative; weaker (t,): that tier, or −1; order: the positive tiers in the order in which to try to do without
-    them, a weaker one before its stronger; packed: first, last, count, width, offset, words.
+    begin, end, size (t,): each tier's blocks and postings; unit (t,) int64: what one step is worth, the positive ones
+    first; lift, bits (t,) int64; margin (t,): how much more a tier can add than the next weaker one of its concept, 0
+    where unit is negative; weaker (t,): that tier, or −1; order: the positive tiers in the order in which to try to
+    do without them, a weaker one before its stronger; packed: first, last, count, width, offset, words.
 
     MaxScore over windows of ids: tiers which together add less than the k-th best total so far (times factor)
     bring in no picture by themselves. Those which add less than `share` of it are not read through, only looked into
@@ -54,7 +52,9 @@ def max_score(begin, end, size, unit, margin, weaker, order, packed, n, k, windo
         found = 0
         for j in range(positive):
             if essential[j] and ahead[j] < stop:
-                found, steps = _read(packed, cursors, j, start, stop, unit[j], sums, touched, found, True)
+                found, steps = _read(
+                    packed, cursors, j, start, stop, lift[j], bits[j], unit[j], sums, touched, found, True
+                )
                 read += steps
         left, hope, streamed = _keep(sums, touched, found, bar - rest), rest, False
         for j in range(t):
@@ -66,11 +66,14 @@ def max_score(begin, end, size, unit, margin, weaker, order, packed, n, k, windo
             if ahead[j] < stop:
                 if left * PROBE > size[j] * window // n + PROBE:
                     streamed = True
-                    read += _read(packed, cursors, j, start, stop, unit[j], sums, touched, 0, False)[1]
+                    read += _read(packed, cursors, j, start, stop, lift[j], bits[j], unit[j], sums, touched, 0, False)[
+                        1
+                    ]
                 else:
                     for c in range(left):
-                        code, steps = _probe(packed, block[j], end[j], start + touched[c])
-                        sums[touched[c]] += code * unit[j]
+                        code, steps = _probe(packed, block[j], end[j], bits[j], start + touched[c])
+                        if code >= 0:
+                            sums[touched[c]] += (lift[j] + code) * unit[j]
                         read += steps
             left = _keep(sums, touched, left, bar - hope)
         for c in range(left):
@@ -97,18 +100,18 @@ def _field(words, bit, mask):
 
 
 @njit(cache=True, nogil=True)
-def _read(packed, cursors, j, start, stop, worth, sums, touched, found, note):
+def _read(packed, cursors, j, start, stop, lift, bits, worth, sums, touched, found, note):
     """Moves tier j on to `stop`, adding what its postings from `start` on are worth; notes slots that were empty."""
     first, last, count, width, offset, words = packed
     block, place, before, ahead, end = cursors
-    b, i, at, read = block[j], place[j], before[j], 0
+    b, i, at, read, low = block[j], place[j], before[j], 0, (np.int64(1) << bits) - 1
     while b < end[j] and first[b] < stop:
         if last[b] >= start:
             wide, here = np.int64(width[b]), np.int64(count[b])
             mask, bit, began = (np.int64(1) << wide) - 1, offset[b] * 32 + i * wide, i
             while i < here:
                 field = _field(words, bit, mask)
-                following = at + (field >> CODE_BITS)
+                following = at + (field >> bits)
                 if following >= stop:
                     break
                 at = following
@@ -116,7 +119,7 @@ def _read(packed, cursors, j, start, stop, worth, sums, touched, found, note):
                     if note and sums[at - start] == 0:
                         touched[found] = at - start
                         found += 1
-                    sums[at - start] += (field & TOP) * worth
+                    sums[at - start] += (lift + (field & low)) * worth
                 bit += wide
                 i += 1
             read += i - began
@@ -132,26 +135,27 @@ def _read(packed, cursors, j, start, stop, worth, sums, touched, found, note):
 
 
 @njit(cache=True, nogil=True)
-def _probe(packed, low, high, wanted):
-    """The code of picture `wanted` in the blocks low … high − 1 of a tier, 0 where it is not in it."""
+def _probe(packed, low, high, bits, wanted):
+    """The code of picture `wanted` in the blocks low … high − 1 of a tier, −1 where it is not in it."""
     first, last, count, width, offset, words = packed
-    while low < high:
-        middle = (low + high) >> 1
+    top = high
+    while low < top:
+        middle = (low + top) >> 1
         if last[middle] < wanted:
             low = middle + 1
         else:
-            high = middle
-    if low == len(first) or first[low] > wanted or last[low] < wanted:
-        return np.int64(0), 0
+            top = middle
+    if low == high or first[low] > wanted:
+        return np.int64(-1), 0
     wide = np.int64(width[low])
     mask, bit, at = (np.int64(1) << wide) - 1, offset[low] * 32, np.int64(first[low])
     for i in range(count[low]):
         field = _field(words, bit, mask)
-        at += field >> CODE_BITS
+        at += field >> bits
         if at >= wanted:
-            return (field & TOP if at == wanted else np.int64(0)), i + 1
+            return (field & ((np.int64(1) << bits) - 1) if at == wanted else np.int64(-1)), i + 1
         bit += wide
-    return np.int64(0), np.int64(count[low])
+    return np.int64(-1), np.int64(count[low])
 
 
 @njit(cache=True, nogil=True)

@@ -56,16 +56,27 @@ indexes = st.tuples(
 def test_packing_keeps_every_posting_and_its_weight_to_half_a_step(index):
     seed, n, m, density, levels = index
     W = random_codes(np.random.default_rng(seed), n, m, density, levels)
-    indptr, ids, weights = packed(W).columns()
+    p = packed(W)
+    indptr, ids, weights = p.columns()
     R = sparse.csc_matrix((weights, ids, indptr), shape=W.shape)
     assert ((R > 0) != (W > 0)).nnz == 0
-    steps = W.max(axis=0).toarray()[0] / TOP
-    assert (np.abs((R - W).toarray()) <= steps * 0.5001).all()
+    steps = np.repeat(p.step, p.sizes)  # of each posting, in the order of the columns
+    held = W.toarray()[ids, np.repeat(np.arange(m), np.diff(indptr))]
+    assert (np.abs(weights - held) <= steps * 0.501).all()
+    largest = W.max(axis=0).toarray()[0]
+    np.testing.assert_allclose(p.step, largest[p.concept] / TOP, rtol=1e-6)
 
 
-def test_weights_below_half_a_step_keep_code_1():
-    p = pack(np.array([0, 3]), np.arange(3), np.array([1, 1e-9, 0.5 / TOP], np.float32), 3)
+def test_weights_below_half_a_step_are_kept_as_one():
+    p = pack(np.array([0, 3]), np.arange(3), np.array([1, 1e-9, 0.4 / TOP], np.float32), 3)
     assert p.unpack(np.arange(1))[1].tolist() == [TOP, 1, 1]
+
+
+def test_weights_that_are_alike_take_few_bits():
+    for span, bits in ((0, 0), (1, 1), (100, 7)):
+        p = pack(np.array([0, 2]), np.arange(2), np.array([TOP - span, TOP], np.float32), 2)
+        assert p.bits.tolist() == [bits]
+        assert p.columns()[2].tolist() == [TOP - span, TOP]
 
 
 def test_gaps_too_wide_for_a_field_begin_a_block():
@@ -81,7 +92,7 @@ def test_chunks_do_not_change_the_packing(monkeypatch):
     whole = packed(W)
     monkeypatch.setattr(packing, "CHUNK", 1000)
     parts = packed(W)
-    for name in ("concept", "step", "start", "first", "last", "count", "width", "words"):
+    for name in ("concept", "step", "lift", "bits", "start", "first", "last", "count", "width", "words"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
     for a, b in zip(parts.columns(), whole.columns(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -227,7 +238,7 @@ def test_flipped_words_cannot_lead_the_kernels_astray(data):
     words = p.words.copy()
     for _ in range(data.draw(st.integers(1, 20))):
         words[data.draw(st.integers(0, len(words) - 2))] ^= np.uint32(data.draw(st.integers(1, 2**32 - 1)))
-    harmed = Postings(p.n, p.m, p.concept, p.step, p.start, p.first, p.last, p.count, p.width, words)
+    harmed = Postings(p.n, p.m, p.concept, p.step, p.lift, p.bits, p.start, p.first, p.last, p.count, p.width, words)
     for patience in (0, 10**9):
         try:
             found = Inverted(harmed, patience).search(np.array([1.0, 0.5, 0.2, -0.3]), 10)
