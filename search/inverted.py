@@ -42,11 +42,11 @@ class Inverted:
         self.postings = postings
         self._patience = patience
 
-    def search(self, s: np.ndarray, k: int, *, factor: float = 1.0) -> Found:
+    def search(self, s: np.ndarray, k: int, *, trust: float = 1.0) -> Found:
         """The min(k, n) pictures with the largest W s for concept scores s (m,), of either sign.
 
-        factor: 1 is exact; above it, tiers and pictures are passed over unless they promise more than factor × the
-        k-th best total so far (Broder et al. 2003): faster, what is found has its exact score, some may be missed.
+        trust: 1 is exact; below it, only this part of what unread postings might add to a picture is reckoned with:
+        faster, what is found has its exact score, some of the best may be missed.
         Pictures that no scored concept touches have a score of 0, and stand above those below it.
         Raises ValueError for scores that are not (m,) finite numbers, and for damaged postings.
         """
@@ -55,7 +55,7 @@ class Inverted:
         tiers, units, scale = whole_units(s, p)
         self._patience -= int(p.sizes[tiers].sum())
         if self._patience < 0 and k and (units > 0).any():
-            ids, totals, read = _max_score(p, tiers, units, k, factor)
+            ids, totals, read = _max_score(p, tiers, units, k, trust)
             if len(ids) == k:  # else too few have a score above 0, and the others count too
                 best = np.lexsort((ids, -totals))
                 return Found(ids[best], totals[best] * scale, read)
@@ -82,8 +82,7 @@ class Inverted:
             totals = U @ self._codes
             for r, i in enumerate(part):
                 row = totals[r]
-                order = np.argsort(row.indices)
-                ids[i], best = _best(row.indices[order].astype(np.int64), row.data[order], k, p.n)
+                ids[i], best = _best(row.indices, row.data, k, p.n)
                 scores[i] = best * queries[i][2]
         return ids, scores
 
@@ -113,7 +112,7 @@ def whole_units(s: np.ndarray, p: Postings) -> tuple[np.ndarray, np.ndarray, flo
 
 
 def _best(touched: np.ndarray, totals: np.ndarray, k: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of n pictures of which `touched` (ascending) have these totals, and the others 0."""
+    """The k best of n pictures of which `touched` have these totals, and the others 0."""
     keep = totals > 0
     if keep.sum() < k:  # those with a total of 0 come next, the lowest ids of them, then those below
         keep = totals != 0
@@ -129,7 +128,7 @@ def _best(touched: np.ndarray, totals: np.ndarray, k: int, n: int) -> tuple[np.n
     return touched[best], totals[best]
 
 
-def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, factor: float) -> tuple:
+def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, trust: float) -> tuple:
     """Lays the tiers out for the kernel: ids and totals in no order, and the number of postings read."""
     from search.kernels import max_score
 
@@ -150,4 +149,4 @@ def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, factor
     begin, end = p.start[tiers], p.start[tiers + 1]
     layout = (begin, end, sizes, units, p.lift[tiers].astype(np.int64), p.bits[tiers].astype(np.int64))
     packed = (p.first, p.last, p.count, p.width, p.offset, p.words)
-    return max_score(*layout, margins, weaker, order, packed, p.n, k, WINDOW, float(factor), SHARE)
+    return max_score(*layout, margins, weaker, order, packed, p.n, k, WINDOW, SHARE, float(trust))

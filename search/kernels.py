@@ -10,7 +10,7 @@ NO_ID = np.iinfo(np.int64).max
 
 
 @njit(cache=True, nogil=True)
-def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed, n, k, window, factor, share):
+def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed, n, k, window, share, trust):
     """The k pictures with the largest totals Σ (lift + code) · unit above 0, over t tiers; ties go to the lower id.
 
     begin, end, size (t,): each tier's blocks and postings; unit (t,) int64: what one step is worth, the positive ones
@@ -18,9 +18,9 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
     where unit is negative; weaker (t,): that tier, or −1; order: the positive tiers in the order in which to try to
     do without them, a weaker one before its stronger; packed: first, last, count, width, offset, words.
 
-    MaxScore over windows of ids: tiers which together add less than the k-th best total so far (times factor)
-    bring in no picture by themselves. Those which add less than `share` of it are not read through, only looked into
-    for the pictures which the others bring in, while those can still reach that total.
+    MaxScore over windows of ids: tiers which together add less than the k-th best total so far bring in no picture
+    by themselves. Those which add less than `share` of it are not read through, only looked into for the pictures
+    which the others bring in, while those can still reach that total, were they given `trust` of what is possible.
     Returns ids and totals in no order, and the number of postings read.
     """
     t, positive = len(begin), len(order)
@@ -37,7 +37,7 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
         if known != bar:
             known, rest = bar, np.int64(0)
             for j in order:
-                essential[j] = rest + margin[j] >= share * bar or (weaker[j] >= 0 and essential[weaker[j]])
+                essential[j] = trust * (rest + margin[j]) >= share * bar or (weaker[j] >= 0 and essential[weaker[j]])
                 if not essential[j]:
                     rest += margin[j]
         start = NO_ID
@@ -56,7 +56,7 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
                     packed, cursors, j, start, stop, lift[j], bits[j], unit[j], sums, touched, found, True
                 )
                 read += steps
-        left, hope, streamed = _keep(sums, touched, found, bar - rest), rest, False
+        left, hope, streamed = _keep(sums, touched, found, bar - trust * rest), rest, False
         for j in range(t):
             if left == 0:
                 break
@@ -75,7 +75,7 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
                         if code >= 0:
                             sums[touched[c]] += (lift[j] + code) * unit[j]
                         read += steps
-            left = _keep(sums, touched, left, bar - hope)
+            left = _keep(sums, touched, left, bar - trust * hope)
         for c in range(left):
             total, at = sums[touched[c]], start + touched[c]
             if total > 0 and held < k:
@@ -84,7 +84,7 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
             elif total > 0 and _worse(totals[0], ids[0], total, at):
                 _sink(ids, totals, held, at, total)
         if held == k:
-            bar = max(bar, np.int64(totals[0] * factor))
+            bar = max(bar, totals[0])
         if streamed:
             sums[:] = 0
         else:

@@ -197,13 +197,13 @@ def test_only_what_can_change_the_best_is_read():
     assert found.read < 0.2 * p.sizes.sum()
 
 
-def test_a_factor_misses_some_and_scores_the_rest_exactly():
+def test_less_trust_reads_less_and_scores_what_it_finds_exactly():
     rng = np.random.default_rng(0)
     W = sparse.random(100_000, 6, 0.2, "csc", np.float32, rng)
     W.data = rng.exponential(0.2, W.nnz).astype(np.float32) + np.float32(0.01)
     p = packed(W)
     s = rng.random(6)
-    exact, rough = (Inverted(p, 0).search(s, 10, factor=f) for f in (1.0, 2.0))
+    exact, rough = (Inverted(p, 0).search(s, 10, trust=t) for t in (1.0, 0.2))
     every = dict(zip(*brute_force(p, s, p.n), strict=True))
     assert rough.read < exact.read
     assert all(every[i] == score for i, score in zip(rough.ids.tolist(), rough.scores.tolist(), strict=True))
