@@ -23,6 +23,7 @@ from indexer.postings import TIERS, WEIGHT_BITS, Postings
 
 PATIENCE = 3_000_000  # postings that numpy reads in about the time that it takes to load the kernels
 WINDOW = 2**14  # ids that are summed at a time: the sums stay in the cache
+MANY = 300  # tiers from which on a query is answered with the help of the pictures' rows
 SHARE = 0.4  # of the k-th best total, for what the tiers not read through may add; more of it means more looking up
 BATCH = 2**24  # postings that a batch of queries may touch at a time: bounds its memory
 
@@ -55,7 +56,8 @@ class Inverted:
         tiers, units, scale = whole_units(s, p)
         self._patience -= int(p.sizes[tiers].sum())
         if self._patience < 0 and k and (units > 0).any():
-            ids, totals, read = _max_score(p, tiers, units, k, trust)
+            rows = self._rows if len(tiers) > MANY else None
+            ids, totals, read = _max_score(p, tiers, units, k, trust, rows)
             if len(ids) == k:  # else too few have a score above 0, and the others count too
                 best = np.lexsort((ids, -totals))
                 return Found(ids[best], totals[best] * scale, read)
@@ -94,6 +96,17 @@ class Inverted:
         indptr = np.concatenate([[0], np.cumsum(p.sizes)])
         return sparse.csr_matrix((codes.astype(np.float64), ids, indptr), shape=(len(p.concept), p.n))
 
+    @cached_property
+    def _rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The postings by picture, for queries that score many concepts: 6 bytes a posting, made when first needed."""
+        from search.kernels import by_picture
+
+        p = self.postings
+        starts, tiers, weights = by_picture(p.start, p.lift, p.bits, _packed(p), p.n)
+        if not len(starts):
+            raise ValueError("a block does not hold what its header says")
+        return starts, tiers, weights
+
 
 def whole_units(s: np.ndarray, p: Postings) -> tuple[np.ndarray, np.ndarray, float]:
     """What one step of each tier is worth, as whole numbers: tiers (t,) int64, units (t,) int64, scale.
@@ -128,7 +141,7 @@ def _best(touched: np.ndarray, totals: np.ndarray, k: int, n: int) -> tuple[np.n
     return touched[best], totals[best]
 
 
-def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, trust: float) -> tuple:
+def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, trust: float, rows: tuple | None) -> tuple:
     """Lays the tiers out for the kernel: ids and totals in no order, and the number of postings read."""
     from search.kernels import max_score
 
@@ -148,5 +161,16 @@ def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, trust:
     order = np.lexsort((-np.arange(positive), price[:positive]))
     begin, end = p.start[tiers], p.start[tiers + 1]
     layout = (begin, end, sizes, units, p.lift[tiers].astype(np.int64), p.bits[tiers].astype(np.int64))
-    packed = (p.first, p.last, p.count, p.width, p.offset, p.words)
-    return max_score(*layout, margins, weaker, order, packed, p.n, k, WINDOW, SHARE, float(trust))
+    if rows is None:
+        none = np.zeros(0, np.int64)
+        by_row = (none, none, none, none.astype(np.int32), none.astype(np.uint16))
+        return max_score(*layout, margins, weaker, order, _packed(p), by_row, p.n, k, WINDOW, SHARE, float(trust))
+    every = np.zeros(len(p.concept), np.int64)
+    every[tiers] = units
+    longest = min(int(np.diff(rows[0]).max()), positive)
+    by_row = (limits[:positive] * longest, every, *rows)
+    return max_score(*layout, margins, weaker, order, _packed(p), by_row, p.n, k, 4 * WINDOW, SHARE, float(trust))
+
+
+def _packed(p: Postings) -> tuple[np.ndarray, ...]:
+    return p.first, p.last, p.count, p.width, p.offset, p.words

@@ -10,13 +10,15 @@ NO_ID = np.iinfo(np.int64).max
 
 
 @njit(cache=True, nogil=True)
-def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed, n, k, window, share, trust):
+def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed, rows, n, k, window, share, trust):
     """The k pictures with the largest totals Σ (lift + code) · unit above 0, over t tiers; ties go to the lower id.
 
     begin, end, size (t,): each tier's blocks and postings; unit (t,) int64: what one step is worth, the positive ones
     first; lift, bits (t,) int64; margin (t,): how much more a tier can add than the next weaker one of its concept, 0
     where unit is negative; weaker (t,): that tier, or −1; order: the positive tiers in the order in which to try to
     do without them, a weaker one before its stronger; packed: first, last, count, width, offset, words.
+    rows: for queries of many concepts, else empty: reach (t,), the most that tiers none of which adds more than this
+    one add together to a picture; units of all tiers; starts (n + 1,) of the pictures' rows, their tiers and weights.
 
     MaxScore over windows of ids: tiers which together add less than the k-th best total so far bring in no picture
     by themselves. Those which add less than `share` of it are not read through, only looked into for the pictures
@@ -24,7 +26,7 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
     Returns ids and totals in no order, and the number of postings read.
     """
     t, positive = len(begin), len(order)
-    first = packed[0]
+    first, (reach, units, starts, tiers, weights) = packed[0], rows
     block, place, before, ahead = begin.copy(), np.zeros(t, np.int64), np.empty(t, np.int64), np.empty(t, np.int64)
     for j in range(t):
         before[j] = ahead[j] = first[begin[j]]
@@ -36,10 +38,14 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
     while True:
         if known != bar:
             known, rest = bar, np.int64(0)
-            for j in order:
+            for j in order[: 0 if len(reach) else positive]:
                 essential[j] = trust * (rest + margin[j]) >= share * bar or (weaker[j] >= 0 and essential[weaker[j]])
                 if not essential[j]:
                     rest += margin[j]
+            for j in range(len(reach)):
+                essential[j] = trust * reach[j] >= share * bar
+                if not essential[j]:
+                    rest = max(rest, reach[j])
         start = NO_ID
         for j in range(positive):
             if essential[j] and ahead[j] < start:
@@ -57,7 +63,15 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
                 )
                 read += steps
         left, hope, streamed = _keep(sums, touched, found, bar - trust * rest), rest, False
-        for j in range(t):
+        if len(reach):
+            for c in range(left):
+                row = start + touched[c]
+                total = np.int64(0)
+                for e in range(starts[row], starts[row + 1]):
+                    total += weights[e] * units[tiers[e]]
+                sums[touched[c]] = total
+            read += left
+        for j in range(0 if len(reach) else t):
             if left == 0:
                 break
             if j < positive and essential[j]:
@@ -91,6 +105,42 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
             for c in range(found):
                 sums[touched[c]] = 0
     return ids[:held], totals[:held], read
+
+
+@njit(cache=True, nogil=True)
+def by_picture(start, lift, bits, packed, n):
+    """The postings by picture: starts (n + 1,), and the tier and the weight in steps of each entry.
+
+    starts is empty where a block does not hold what its header says.
+    """
+    first, last, count, width, offset, words = packed
+    starts, size = np.zeros(n + 1, np.int64), 0
+    for b in range(len(first)):
+        size += count[b]
+    tiers, weights = np.empty(size, np.int32), np.empty(size, np.uint16)
+    for fill in (False, True):  # counts the entries of each row, then fills them in
+        for j in range(len(lift)):
+            shift, low = np.int64(bits[j]), (np.int64(1) << np.int64(bits[j])) - 1
+            for b in range(start[j], start[j + 1]):
+                wide, at = np.int64(width[b]), np.int64(first[b])
+                mask, bit = (np.int64(1) << wide) - 1, offset[b] * 32
+                for _ in range(count[b]):
+                    field = _field(words, bit, mask)
+                    at += field >> shift
+                    if at > last[b]:
+                        return starts[:0], tiers, weights
+                    if fill:
+                        tiers[starts[at]], weights[starts[at]] = j, lift[j] + (field & low)
+                    starts[at] += 1
+                    bit += wide
+        if not fill:
+            total = 0
+            for i in range(n + 1):
+                starts[i], total = total, total + starts[i]
+    for i in range(n, 0, -1):  # filling has moved each start on to the next one's
+        starts[i] = starts[i - 1]
+    starts[0] = 0
+    return starts, tiers, weights
 
 
 @njit(cache=True, nogil=True, inline="always")
