@@ -6,7 +6,8 @@ A query is a score s_j for each concept; a picture's score is Σ_j w_ij s_j. Not
   largest one (2⁻³⁷ for a few concepts, 2⁻²⁷ for ten thousand). So a total does not depend on the order of its sum:
   every way to an answer gives the same bits, ties are ties, and they go to the lower id.
 - Only what can change the k best is read: MaxScore (Turtle & Flood 1995) over tiers of lists and windows of ids. No
-  array is as long as the index; the cost is that of the postings read.
+  array is as long as the index; the cost is that of the postings read. A query that scores most concepts, as a text
+  does, can leave little out: it is answered picture by picture, from rows that the first such query makes.
 - A cold process answers in numpy. Once it has been asked for as many postings as the loading of numba's
   kernels is worth, they are loaded; they give the same answers.
 """
@@ -23,7 +24,7 @@ from indexer.postings import TIERS, WEIGHT_BITS, Postings
 
 PATIENCE = 3_000_000  # postings that numpy reads in about the time that it takes to load the kernels
 WINDOW = 2**14  # ids that are summed at a time: the sums stay in the cache
-MANY = 300  # tiers from which on a query is answered with the help of the pictures' rows
+MANY, MOST = 200, 0.5  # queries of more tiers that hold more than half the postings are answered picture by picture
 SHARE = 0.4  # of the k-th best total, for what the tiers not read through may add; more of it means more looking up
 BATCH = 2**24  # postings that a batch of queries may touch at a time: bounds its memory
 
@@ -56,8 +57,10 @@ class Inverted:
         tiers, units, scale = whole_units(s, p)
         self._patience -= int(p.sizes[tiers].sum())
         if self._patience < 0 and k and (units > 0).any():
-            rows = self._rows if len(tiers) > MANY else None
-            ids, totals, read = _max_score(p, tiers, units, k, trust, rows)
+            if len(tiers) > MANY and p.sizes[tiers].sum() > MOST * p.sizes.sum():
+                ids, totals, read = self._scan(tiers, units, k)
+            else:
+                ids, totals, read = _max_score(p, tiers, units, k, trust)
             if len(ids) == k:  # else too few have a score above 0, and the others count too
                 best = np.lexsort((ids, -totals))
                 return Found(ids[best], totals[best] * scale, read)
@@ -96,9 +99,16 @@ class Inverted:
         indptr = np.concatenate([[0], np.cumsum(p.sizes)])
         return sparse.csr_matrix((codes.astype(np.float64), ids, indptr), shape=(len(p.concept), p.n))
 
+    def _scan(self, tiers: np.ndarray, units: np.ndarray, k: int) -> tuple:
+        from search.kernels import scan
+
+        every = np.zeros(len(self.postings.concept), np.int64)
+        every[tiers] = units
+        return scan(every, *self._rows, k)
+
     @cached_property
     def _rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The postings by picture, for queries that score many concepts: 6 bytes a posting, made when first needed."""
+        """The postings by picture, for queries that score most concepts: 6 bytes a posting, made when first needed."""
         from search.kernels import by_picture
 
         p = self.postings
@@ -141,7 +151,7 @@ def _best(touched: np.ndarray, totals: np.ndarray, k: int, n: int) -> tuple[np.n
     return touched[best], totals[best]
 
 
-def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, trust: float, rows: tuple | None) -> tuple:
+def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, trust: float) -> tuple:
     """Lays the tiers out for the kernel: ids and totals in no order, and the number of postings read."""
     from search.kernels import max_score
 
@@ -161,15 +171,7 @@ def _max_score(p: Postings, tiers: np.ndarray, units: np.ndarray, k: int, trust:
     order = np.lexsort((-np.arange(positive), price[:positive]))
     begin, end = p.start[tiers], p.start[tiers + 1]
     layout = (begin, end, sizes, units, p.lift[tiers].astype(np.int64), p.bits[tiers].astype(np.int64))
-    if rows is None:
-        none = np.zeros(0, np.int64)
-        by_row = (none, none, none, none.astype(np.int32), none.astype(np.uint16))
-        return max_score(*layout, margins, weaker, order, _packed(p), by_row, p.n, k, WINDOW, SHARE, float(trust))
-    every = np.zeros(len(p.concept), np.int64)
-    every[tiers] = units
-    longest = min(int(np.diff(rows[0]).max()), positive)
-    by_row = (limits[:positive] * longest, every, *rows)
-    return max_score(*layout, margins, weaker, order, _packed(p), by_row, p.n, k, 4 * WINDOW, SHARE, float(trust))
+    return max_score(*layout, margins, weaker, order, _packed(p), p.n, k, WINDOW, SHARE, float(trust))
 
 
 def _packed(p: Postings) -> tuple[np.ndarray, ...]:

@@ -10,15 +10,13 @@ NO_ID = np.iinfo(np.int64).max
 
 
 @njit(cache=True, nogil=True)
-def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed, rows, n, k, window, share, trust):
+def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed, n, k, window, share, trust):
     """The k pictures with the largest totals Σ (lift + code) · unit above 0, over t tiers; ties go to the lower id.
 
     begin, end, size (t,): each tier's blocks and postings; unit (t,) int64: what one step is worth, the positive ones
     first; lift, bits (t,) int64; margin (t,): how much more a tier can add than the next weaker one of its concept, 0
     where unit is negative; weaker (t,): that tier, or −1; order: the positive tiers in the order in which to try to
     do without them, a weaker one before its stronger; packed: first, last, count, width, offset, words.
-    rows: for queries of many concepts, else empty: reach (t,), the most that tiers none of which adds more than this
-    one add together to a picture; units of all tiers; starts (n + 1,) of the pictures' rows, their tiers and weights.
 
     MaxScore over windows of ids: tiers which together add less than the k-th best total so far bring in no picture
     by themselves. Those which add less than `share` of it are not read through, only looked into for the pictures
@@ -26,7 +24,7 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
     Returns ids and totals in no order, and the number of postings read.
     """
     t, positive = len(begin), len(order)
-    first, (reach, units, starts, tiers, weights) = packed[0], rows
+    first = packed[0]
     block, place, before, ahead = begin.copy(), np.zeros(t, np.int64), np.empty(t, np.int64), np.empty(t, np.int64)
     for j in range(t):
         before[j] = ahead[j] = first[begin[j]]
@@ -38,14 +36,10 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
     while True:
         if known != bar:
             known, rest = bar, np.int64(0)
-            for j in order[: 0 if len(reach) else positive]:
+            for j in order:
                 essential[j] = trust * (rest + margin[j]) >= share * bar or (weaker[j] >= 0 and essential[weaker[j]])
                 if not essential[j]:
                     rest += margin[j]
-            for j in range(len(reach)):
-                essential[j] = trust * reach[j] >= share * bar
-                if not essential[j]:
-                    rest = max(rest, reach[j])
         start = NO_ID
         for j in range(positive):
             if essential[j] and ahead[j] < start:
@@ -63,15 +57,7 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
                 )
                 read += steps
         left, hope, streamed = _keep(sums, touched, found, bar - trust * rest), rest, False
-        if len(reach):
-            for c in range(left):
-                row = start + touched[c]
-                total = np.int64(0)
-                for e in range(starts[row], starts[row + 1]):
-                    total += weights[e] * units[tiers[e]]
-                sums[touched[c]] = total
-            read += left
-        for j in range(0 if len(reach) else t):
+        for j in range(t):
             if left == 0:
                 break
             if j < positive and essential[j]:
@@ -91,12 +77,8 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
                         read += steps
             left = _keep(sums, touched, left, bar - trust * hope)
         for c in range(left):
-            total, at = sums[touched[c]], start + touched[c]
-            if total > 0 and held < k:
-                _rise(ids, totals, held, at, total)
-                held += 1
-            elif total > 0 and _worse(totals[0], ids[0], total, at):
-                _sink(ids, totals, held, at, total)
+            if sums[touched[c]] > 0:
+                held = _offer(ids, totals, held, start + touched[c], sums[touched[c]])
         if held == k:
             bar = max(bar, totals[0])
         if streamed:
@@ -105,6 +87,19 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
             for c in range(found):
                 sums[touched[c]] = 0
     return ids[:held], totals[:held], read
+
+
+@njit(cache=True, nogil=True)
+def scan(units, starts, tiers, weights, k):
+    """The same from the rows of `by_picture`, for queries that score most concepts; units: of all tiers."""
+    ids, totals, held = np.empty(k, np.int64), np.empty(k, np.int64), 0
+    for i in range(len(starts) - 1):
+        total = np.int64(0)
+        for e in range(starts[i], starts[i + 1]):
+            total += weights[e] * units[tiers[e]]
+        if total > 0:
+            held = _offer(ids, totals, held, i, total)
+    return ids[:held], totals[:held], len(tiers)
 
 
 @njit(cache=True, nogil=True)
@@ -222,6 +217,17 @@ def _keep(sums, touched, left, least):
 @njit(cache=True, nogil=True, inline="always")
 def _worse(total, at, other_total, other_at):
     return total < other_total or (total == other_total and at > other_at)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _offer(ids, totals, held, at, total):
+    """Puts a picture into a heap of the best, where it is one of them; returns how many it holds."""
+    if held < len(ids):
+        _rise(ids, totals, held, at, total)
+        return held + 1
+    if _worse(totals[0], ids[0], total, at):
+        _sink(ids, totals, held, at, total)
+    return held
 
 
 @njit(cache=True, nogil=True)

@@ -134,7 +134,7 @@ def test_the_best_are_those_of_brute_force(index, s, k):
     p = packed(random_codes(np.random.default_rng(seed), n, m, density, levels))
     s = np.array(s[:m])
     expected = brute_force(p, s, k)
-    for patience, many in ((0, 300), (0, 0), (10**9, 0)):  # the kernels by list and by row, then numpy
+    for patience, many in ((0, 200), (0, 0), (10**9, 0)):  # the kernels by list and by picture, then numpy
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("search.inverted.MANY", many)
             found = Inverted(p, patience).search(s, k)
@@ -150,7 +150,7 @@ def test_the_best_of_many_windows_are_those_of_brute_force(seed, k, negative):
     W.data = (W.data**3 + 1e-3).astype(np.float32)
     p = packed(W)
     s = rng.random(m) - (0.3 if negative else 0)
-    for many in (300, 0):
+    for many in (200, 0):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("search.inverted.MANY", many)
             found = Inverted(p, 0).search(s, k)
@@ -244,7 +244,7 @@ def test_flipped_words_cannot_lead_the_kernels_astray(data):
     for _ in range(data.draw(st.integers(1, 20))):
         words[data.draw(st.integers(0, len(words) - 2))] ^= np.uint32(data.draw(st.integers(1, 2**32 - 1)))
     harmed = Postings(p.n, p.m, p.concept, p.step, p.lift, p.bits, p.start, p.first, p.last, p.count, p.width, words)
-    for patience, many in ((0, 300), (0, 0), (10**9, 0)):
+    for patience, many in ((0, 200), (0, 0), (10**9, 0)):
         try:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("search.inverted.MANY", many)
