@@ -2,7 +2,8 @@
 
 The database is built under another name in one transaction, synced, and renamed: a reader sees the old
 index or the new one. It is written in the v1.4.0 storage format, so that any DuckDB from 1.4 on opens it
-with plain SQL. Postings are clustered by concept, so that a look-up reads that concept's rows only.
+with plain SQL. Postings are packed (`indexer.postings`) in blocks clustered by concept, so that a look-up reads
+that concept's blocks only; the view `postings` shows them as plain rows.
 No ART index (PRIMARY KEY, UNIQUE): they are slow to fill and have open corruption reports.
 """
 
@@ -13,17 +14,19 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import duckdb
 import numpy as np
 from scipy import sparse
 
+from indexer.postings import Postings, pack
 from training.centring import Means
 from training.errors import SparsightError
 
 DATABASE = "index.duckdb"
-FORMAT = 1
+FORMAT = 2
 STORAGE_VERSION = "v1.4.0"
 CHUNK = 4096  # thumbnails in memory at a time
 
@@ -33,12 +36,28 @@ CREATE TABLE images (image_id INTEGER, path VARCHAR, split VARCHAR, label VARCHA
                      content_hash VARCHAR, l1 FLOAT, gap FLOAT);
 CREATE TABLE vectors (image_id INTEGER, embedding FLOAT[{d}]);
 CREATE TABLE concepts (concept_id INTEGER, name VARCHAR, aliases VARCHAR[], parent VARCHAR, source VARCHAR,
-                       atom FLOAT[{d}]);
+                       images INTEGER, atom FLOAT[{d}]);
 CREATE TABLE classes (class_id INTEGER, name VARCHAR, embedding FLOAT[{d}]);
-CREATE TABLE postings (concept_id INTEGER, image_id INTEGER, weight FLOAT);
+CREATE TABLE posting_blocks (concept_id INTEGER, tier UTINYINT, step FLOAT, lift USMALLINT, bits UTINYINT,
+                             first INTEGER, last INTEGER, count UTINYINT, width UTINYINT, words UINTEGER[]);
 CREATE TABLE thumbnails (image_id INTEGER, jpeg BLOB);
 CREATE TABLE means (modality VARCHAR, embedding FLOAT[{d}]);
 CREATE TABLE skipped (path VARCHAR, reason VARCHAR);
+CREATE VIEW postings AS
+WITH fields AS (
+    SELECT concept_id, step, lift, bits, first, count, list_transform(range(count), lambda i:
+        ((words[i * width // 32 + 1]::UBIGINT + (coalesce(words[i * width // 32 + 2], 0)::UBIGINT << 32))
+            >> (i * width % 32)) & ((1::UBIGINT << width) - 1)) AS field
+    FROM posting_blocks
+), lists AS (
+    SELECT concept_id, step, lift, bits, first, count, list_transform(field, lambda f: f >> bits) AS gap,
+        list_transform(field, lambda f: f & ((1::UBIGINT << bits) - 1)) AS code
+    FROM fields
+)
+SELECT concept_id,
+    unnest(list_transform(range(1, count + 1), lambda i: first + list_sum(gap[:i])))::INTEGER AS image_id,
+    (lift + unnest(code))::FLOAT * step AS weight
+FROM lists;
 """
 
 
@@ -94,8 +113,7 @@ def write_store(folder: Path, c: Contents) -> None:
     partial = folder / f".{DATABASE}.{os.getpid()}.part"
     wal = partial.with_name(partial.name + ".wal")
     meta = {"format": FORMAT, "generation": generation, "n": n, "d": d, "m": len(c.D), "nnz": c.W.nnz, **c.meta}
-    postings = c.W.tocsc()  # its arrays are the postings, concept by concept
-    postings.sort_indices()
+    postings = _packed(c.W)
     con = duckdb.connect()
     try:
         con.execute(f"ATTACH {_quote(partial)} AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
@@ -127,18 +145,12 @@ def write_store(folder: Path, c: Contents) -> None:
             "aliases": aliases,
             "parent": c.parents,
             "source": [c.source] * len(c.D),
+            "images": postings.images.astype(np.int32),
         }
         _insert_rows(con, "concepts", columns, c.D, casts={"aliases": "from_json(aliases, '[\"VARCHAR\"]')"})
         _insert_rows(con, "classes", {"class_id": np.arange(len(c.T), dtype=np.int32), "name": c.classes}, c.T)
-        _insert(
-            con,
-            "postings",
-            {
-                "concept_id": np.repeat(concept_ids, np.diff(postings.indptr)),
-                "image_id": postings.indices.astype(np.int32),
-                "weight": postings.data.astype(np.float32),
-            },
-        )
+        if len(postings.first):
+            _insert(con, "posting_blocks", _block_rows(postings))
         for start in range(0, len(c.thumbnails), CHUNK):
             some = range(start, min(start + CHUNK, len(c.thumbnails)))
             _insert(con, "thumbnails", {"image_id": ids[some], "jpeg": [c.thumbnails[i] for i in some]})
@@ -250,49 +262,80 @@ class Store:
 
     def concepts(self) -> list[Concept]:
         """Every concept, with the number of pictures that it helps to make up."""
-        rows = self._rows(
-            "SELECT concept_id, name, aliases, parent, count(image_id) "
-            "FROM concepts LEFT JOIN postings USING (concept_id) GROUP BY ALL ORDER BY concept_id"
-        )
+        rows = self._rows("SELECT concept_id, name, aliases, parent, images FROM concepts ORDER BY concept_id")
         return [Concept(i, name, tuple(aliases or ()), parent, count) for i, name, aliases, parent, count in rows]
+
+    def postings(self, concept_ids: Sequence[int] | None = None) -> Postings:
+        """The packed postings, of some concepts alone or of all: no other concept's blocks are read.
+
+        Raises `SparsightError` where they are damaged.
+        """
+        condition = "true" if concept_ids is None else f"concept_id IN ({_marks(concept_ids)})"
+        found = self._postings(condition, concept_ids or ())
+        images = self._rows(f"SELECT concept_id, images FROM concepts WHERE {condition}", concept_ids or ())
+        with self.damage():
+            if any(found.images[concept] != count for concept, count in images):
+                raise ValueError("a concept has not as many as it should")
+        return found
+
+    def _postings(self, condition: str, bound: Sequence[int]) -> Postings:
+        """The blocks that a condition chooses."""
+        chosen = f"FROM posting_blocks WHERE {condition} ORDER BY concept_id, tier, first"
+        rows = self._columns(f"SELECT concept_id, tier, step, lift, bits, first, last, count, width {chosen}", bound)
+        words = self._columns(f"SELECT unnest(words) AS word FROM (SELECT words {chosen})", bound)["word"]
+        concept, tier, step, lift, bits, first, last, count, width = (np.asarray(column) for column in rows.values())
+        changes = (np.diff(concept, prepend=-1) != 0) | (np.diff(tier.astype(np.int32), prepend=-1) != 0)
+        starts = np.flatnonzero(changes)
+        found = Postings(
+            n=len(self),
+            m=int(self.meta["m"]),
+            concept=concept[starts],
+            step=step[starts],
+            lift=lift[starts],
+            bits=bits[starts],
+            start=np.append(starts, len(concept)),
+            first=first,
+            last=last,
+            count=count,
+            width=width,
+            words=np.append(words, np.zeros(1, np.uint32)),
+        )
+        with self.damage():
+            blocks = np.diff(found.start)
+            pairs = ((step, found.step), (lift, found.lift), (bits, found.bits))
+            if any((of_block != np.repeat(of_tier, blocks)).any() for of_block, of_tier in pairs):
+                raise ValueError("a tier's blocks disagree")
+            found.check()
+        return found
+
+    @contextmanager
+    def damage(self) -> Iterator[None]:
+        """Tells of damage that is found in the postings while they are read or searched."""
+        try:
+            yield
+        except ValueError as e:
+            raise SparsightError(f"the postings of {self.folder} are damaged: {e}; rebuild the index") from e
+
+    @cached_property
+    def packed(self) -> Postings:
+        """The packed postings of every concept, read once."""
+        return self.postings()
 
     def codes(self) -> sparse.csr_matrix:
         """W (n, m) CSR, checked: scipy takes damaged indices without a word and then segfaults in a product."""
-        columns = self._columns("SELECT concept_id, image_id, weight FROM postings ORDER BY image_id, concept_id")
-        n, m = len(self), int(self.meta["m"])
-        rows, cols = np.asarray(columns["image_id"]), np.asarray(columns["concept_id"])
-        weights = np.asarray(columns["weight"], np.float32)
-        damaged = len(rows) != int(self.meta["nnz"]) or (
-            len(rows) and (rows.min() < 0 or rows.max() >= n or cols.min() < 0 or cols.max() >= m)
-        )
-        if damaged or not (np.isfinite(weights) & (weights > 0)).all():
-            raise SparsightError(f"the postings of {self.folder} are damaged; rebuild the index")
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n))]).astype(np.int32)
-        return sparse.csr_matrix((weights, cols.astype(np.int32), indptr), shape=(n, m))
+        with self.damage():
+            indptr, ids, weights = self.packed.columns()
+        return sparse.csc_matrix((weights, ids, indptr), shape=(len(self), self.packed.m)).tocsr()
 
     def codes_of(self, image_ids: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each picture its concept ids and weights; reads whole postings, so meant for a few pictures."""
-        rows = self._rows(
-            f"SELECT image_id, concept_id, weight FROM postings WHERE image_id IN ({_marks(image_ids)}) "
-            "ORDER BY concept_id",
-            image_ids,
-        )
-        found: dict[int, list[tuple[int, float]]] = {i: [] for i in image_ids}
-        for image_id, concept_id, weight in rows:
-            found[image_id].append((concept_id, weight))
-        return [
-            (np.array([c for c, _ in found[i]], np.int64), np.array([w for _, w in found[i]], np.float32))
-            for i in image_ids
-        ]
-
-    def postings(self, concept_ids: Sequence[int], k: int | None = None) -> list[tuple[int, float]]:
-        """(image_id, summed weight) of the pictures that any of the concepts makes up, strongest first."""
-        limit = "" if k is None else f" LIMIT {int(k)}"
-        return self._rows(
-            f"SELECT image_id, sum(weight) AS score FROM postings WHERE concept_id IN ({_marks(concept_ids)}) "
-            f"GROUP BY image_id ORDER BY score DESC, image_id{limit}",
-            concept_ids,
-        )
+        """For each picture its concept ids and weights; reads the blocks alone that can hold one of a few pictures."""
+        held = "packed" in self.__dict__ or len(image_ids) > 50
+        spans = " OR ".join(["? BETWEEN first AND last"] * len(image_ids)) or "false"
+        packed = self.packed if held else self._postings(spans, image_ids)
+        with self.damage():
+            found, concepts, weights = packed.rows(np.array(image_ids, np.int64))
+        bounds = [np.searchsorted(found, (i, i + 1)) for i in image_ids]
+        return [(concepts[a:b], weights[a:b]) for a, b in bounds]
 
     def images(self, image_ids: Sequence[int] | None = None) -> list[dict[str, object]]:
         """Dicts of the images' columns, in the order asked for (all of them, by id, without one)."""
@@ -323,10 +366,37 @@ class Store:
         """Bytes on disk by file, and the database's by table (blocks that its segments use)."""
         files = {f.name: f.stat().st_size for f in sorted(self.folder.iterdir()) if f.is_file()}
         block = self._rows("SELECT block_size FROM pragma_database_size()")[0][0]
-        for table in ("images", "vectors", "concepts", "postings", "thumbnails"):
+        for table in ("images", "vectors", "concepts", "posting_blocks", "thumbnails"):
             info = self._rows(f"SELECT DISTINCT block_id FROM pragma_storage_info('{table}') WHERE block_id >= 0")
             files[f"{DATABASE}:{table}"] = len(info) * int(block)
         return files
+
+
+def _packed(W: sparse.csr_matrix) -> Postings:
+    columns = W.tocsc()
+    columns.sort_indices()
+    try:
+        return pack(columns.indptr, columns.indices, columns.data.astype(np.float32), W.shape[0])
+    except ValueError as e:
+        raise SparsightError(f"cannot store the codes: {e}") from e
+
+
+def _block_rows(p: Postings) -> dict[str, object]:
+    """The columns of `posting_blocks`."""
+    blocks = np.diff(p.start)
+    tiers = np.arange(len(p.concept)) - np.searchsorted(p.concept, p.concept)
+    return {
+        "concept_id": np.repeat(p.concept, blocks),
+        "tier": np.repeat(tiers.astype(np.uint8), blocks),
+        "step": np.repeat(p.step, blocks),
+        "lift": np.repeat(p.lift, blocks),
+        "bits": np.repeat(p.bits, blocks),
+        "first": p.first,
+        "last": p.last,
+        "count": p.count,
+        "width": p.width,
+        "words": np.split(p.words[:-1], p.offset[1:-1]),
+    }
 
 
 def _insert(con: duckdb.DuckDBPyConnection, table: str, columns: dict) -> None:
@@ -350,7 +420,8 @@ def _insert_rows(
 
 def _objects(values: Sequence) -> np.ndarray:
     out = np.empty(len(values), object)
-    out[:] = values
+    for i, value in enumerate(values):  # at once, numpy would make a matrix of lists that are equally long
+        out[i] = value
     return out
 
 

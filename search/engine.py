@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import sparse
 
 from indexer.store import Concept, Store
 from training.errors import CallError, SparsightError
 from training.files import path_text
 
 if TYPE_CHECKING:
+    from search.inverted import Inverted
     from training.encoder import AnyEncoder
     from training.light_text import LightTextEncoder
 
@@ -87,13 +87,6 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return candidates[np.lexsort((candidates, -scores[candidates]))][:k]
 
 
-def sparse_search(W: sparse.csr_matrix, s: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k pictures with the largest `W s` for concept scores s (m,): ids and scores."""
-    scores = W @ s.astype(np.float32)
-    ids = top_k(scores, k)
-    return ids, scores[ids]
-
-
 class Searcher:
     """An open index and, once a query needs it, the encoder that it was built with."""
 
@@ -151,8 +144,11 @@ class Searcher:
         return self.store.dictionary()
 
     @cached_property
-    def W(self) -> sparse.csr_matrix:
-        return self.store.codes()
+    def inverted(self) -> Inverted:
+        """The query engine over every concept's postings; a look-up of a few concepts does without."""
+        from search.inverted import Inverted
+
+        return Inverted(self.store.packed)
 
     @cached_property
     def concepts(self) -> list[Concept]:
@@ -184,15 +180,20 @@ class Searcher:
 
     def search_concepts(self, names: list[str], k: int = 10, mode: Mode = "sparse") -> list[Hit]:
         """The pictures that the named concepts make up most; sparse scores are summed weights."""
-        ids = [self.concept_id(name) for name in names]
+        ids = list(dict.fromkeys(self.concept_id(name) for name in names))
         _check_k(k)
         if mode == "dense":
             t = self.D[ids].sum(0)
             return self.search_vector(t / np.linalg.norm(t), k, mode)
-        found = self.store.postings(ids, k)
+        from search.inverted import Inverted
+
         s = np.zeros(len(self.concepts), np.float32)
         s[ids] = 1.0
-        return self._hits([i for i, _ in found], [w for _, w in found], s)
+        with self.store.damage():
+            engine = self.inverted if "inverted" in self.__dict__ else Inverted(self.store.postings(ids))
+            found = engine.search(s, k)
+        held = found.scores > 0
+        return self._hits(found.ids[held].tolist(), found.scores[held].tolist(), s)
 
     def search_vector(self, t: np.ndarray, k: int, mode: Mode) -> list[Hit]:
         """The k best pictures for a unit vector t (d,)."""
@@ -202,8 +203,9 @@ class Searcher:
             scores, ids = self.dense.search(t[None].astype(np.float32), min(k, len(self.store)))
             kept = ids[0] >= 0
             return self._hits(ids[0][kept].tolist(), scores[0][kept].tolist(), s)
-        found, values = sparse_search(self.W, s, k)
-        return self._hits(found.tolist(), values.tolist(), s)
+        with self.store.damage():
+            found = self.inverted.search(s, k)
+        return self._hits(found.ids.tolist(), found.scores.tolist(), s)
 
     def classify(self, target: str, classes: list[str] | None = None, mode: Mode = "sparse") -> Classification:
         """Zero-shot: the class whose prompts' embedding scores highest (the index's classes, or those given)."""

@@ -248,7 +248,7 @@ def teach(
     return model
 
 
-def like_lengths(lengths: Sequence[int], size: int, rng: np.random.Generator, ahead: int = 50) -> list[np.ndarray]:
+def like_lengths(lengths: np.ndarray, size: int, rng: np.random.Generator, ahead: int = 50) -> list[np.ndarray]:
     """Batches of `size` rows in random order, each of texts of like length: little of them is padding.
 
     Of every `ahead` batches' worth of rows, drawn at random, those of like length come together; rows that fill no
@@ -258,7 +258,7 @@ def like_lengths(lengths: Sequence[int], size: int, rng: np.random.Generator, ah
     batches = []
     for start in range(0, len(order), ahead * size):
         chunk = order[start : start + ahead * size]
-        chunk = chunk[np.argsort(np.asarray(lengths)[chunk], kind="stable")]
+        chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
         batches += [chunk[i : i + size] for i in range(0, len(chunk) - size + 1, size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
