@@ -87,7 +87,7 @@ def _make(widths: tuple[int, int, int], pretrained: bool, kwargs: dict) -> Conv3
 
 @register_model
 def conv32(pretrained: bool = False, **kwargs) -> Conv32:
-    """The bundled tower, 4.6 million parameters; its weights come with the encoder, not from timm."""
+    """The bundled tower, 4.7 million parameters; its weights come with the encoder, not from timm."""
     return _make((128, 384, 384), pretrained, kwargs)
 
 
