@@ -227,7 +227,7 @@ def _store(W: sparse.csr_matrix, postings: Postings) -> Rows:
         for j in (0, 100, 9_000):
             found = [
                 subprocess.run([sys.executable, "-c", code, folder, str(j)], capture_output=True, text=True, check=True)
-                for _ in range(5)
+                for _ in range(3)
             ]
             times, read = zip(*(map(float, f.stdout.split()) for f in found), strict=True)
             held = int(postings.images[j])

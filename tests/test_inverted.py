@@ -253,3 +253,15 @@ def test_flipped_words_cannot_lead_the_kernels_astray(data):
             continue
         assert len(found.ids) == 10
         assert 0 <= found.ids.min() <= found.ids.max() < 400
+
+
+def test_the_bench_agrees_with_the_float_product(capsys):
+    from eval.bench_search import as_table, bench_search
+
+    rows = bench_search(2000, queries=4, dense=False)
+    assert {"DuckDB SQL on plain postings", "scipy W @ s", "store, cold look-up of a concept"} <= {
+        r["name"] for r in rows
+    }
+    exact = [r["overlap"] for r in rows if r["name"] in ("sparsight exact", "DuckDB SQL on plain postings")]
+    assert min(exact) >= 0.95
+    assert "bytes_per_posting" in as_table(rows)
