@@ -33,6 +33,7 @@ from search.engine import top_k
 from search.inverted import Inverted
 
 M, CONCEPTS, DIM, TERMS, K = 10_000, 8, 256, 5, 10
+LARGE = 2_000_000
 Rows = list[dict[str, object]]
 
 
@@ -110,9 +111,10 @@ def bench_search(
     time_all("scipy s Wᵀ, both sparse", lambda s: (_sparse_product(s, lists), int(postings.images[s != 0].sum())))
     for name, search, more in _duckdb(columns):
         time_all(name, search, **more)
-    rows += _store(W, postings)
-    for name, search, more in _milvus(W):
-        time_all(name, search, **more)
+    if n <= LARGE:  # beyond it these alone take longer than all the rest
+        rows += _store(W, postings)
+        for name, search, more in _milvus(W):
+            time_all(name, search, **more)
     if dense:
         rows += _faiss(W, kinds, seed, hnsw)
     return rows
@@ -186,7 +188,7 @@ def _duckdb(columns: sparse.csc_matrix) -> Iterator[tuple]:
                     f"WHERE concept_id IN ({', '.join(map(str, terms))}) "
                     f"GROUP BY image_id ORDER BY score DESC, image_id LIMIT {K}"
                 ).fetchall()
-                return np.array([i for i, _ in rows]), int(np.diff(columns.indptr)[terms].sum())
+                return _filled([i for i, _ in rows]), int(np.diff(columns.indptr)[terms].sum())
 
             yield "DuckDB SQL on plain postings", search, more
 
@@ -225,7 +227,7 @@ def _store(W: sparse.csr_matrix, postings: Postings) -> Rows:
         for j in (0, 100, 9_000):
             found = [
                 subprocess.run([sys.executable, "-c", code, folder, str(j)], capture_output=True, text=True, check=True)
-                for _ in range(5)
+                for _ in range(3)
             ]
             times, read = zip(*(map(float, f.stdout.split()) for f in found), strict=True)
             held = int(postings.images[j])
@@ -269,8 +271,7 @@ def _milvus(W: sparse.csr_matrix) -> Iterator[tuple]:
                 search_params={"metric_type": "IP"},
                 output_fields=["id"],
             )
-            found = [int(h["id"]) for h in hits[0]]
-            return np.array(found + [-1] * (K - len(found))), -1
+            return _filled([int(h["id"]) for h in hits[0]]), -1
 
         yield "milvus-lite sparse", search, {"build_s": time.perf_counter() - start}
         client.close()
@@ -337,8 +338,12 @@ def _zipf() -> np.ndarray:
 def _sparse_product(s: np.ndarray, lists: sparse.csr_matrix) -> np.ndarray:
     found = sparse.csr_matrix(s) @ lists
     order = np.argsort(found.indices)
-    ids, scores = found.indices[order], found.data[order]
-    return ids[top_k(scores, K)]
+    return _filled(found.indices[order][top_k(found.data[order], K)].tolist())
+
+
+def _filled(ids: list[int]) -> np.ndarray:
+    """K ids, the missing ones −1, −2 …: pictures with a score of 0 are not among the answers of some."""
+    return np.array(ids + [-1 - i for i in range(K - len(ids))])
 
 
 def _by_concept(W: sparse.csr_matrix) -> sparse.csc_matrix:

@@ -115,6 +115,8 @@ class Postings:
             or (b and not 0 <= self.first.min() <= self.last.max() < self.n)
         ):
             raise ValueError("their ids are out of order or out of range")
+        if (np.diff(self.step)[np.diff(self.concept) == 0] != 0).any():
+            raise ValueError("a concept has two steps")
         if not (np.isfinite(self.step) & (self.step > 0)).all():
             raise ValueError("a weight is not a positive number")
 

@@ -102,8 +102,8 @@ class Inverted:
     def _scan(self, tiers: np.ndarray, units: np.ndarray, k: int) -> tuple:
         from search.kernels import scan
 
-        every = np.zeros(len(self.postings.concept), np.int64)
-        every[tiers] = units
+        every = np.zeros(self.postings.m, np.int64)
+        every[self.postings.concept[tiers]] = units  # a concept's tiers have one step
         return scan(every, *self._rows, k)
 
     @cached_property
@@ -112,10 +112,10 @@ class Inverted:
         from search.kernels import by_picture
 
         p = self.postings
-        starts, tiers, weights = by_picture(p.start, p.lift, p.bits, _packed(p), p.n)
+        starts, concepts, weights = by_picture(p.concept, p.start, p.lift, p.bits, _packed(p), p.n)
         if not len(starts):
             raise ValueError("a block does not hold what its header says")
-        return starts, tiers, weights
+        return starts, concepts, weights
 
 
 def whole_units(s: np.ndarray, p: Postings) -> tuple[np.ndarray, np.ndarray, float]:

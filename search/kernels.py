@@ -90,21 +90,23 @@ def max_score(begin, end, size, unit, lift, bits, margin, weaker, order, packed,
 
 
 @njit(cache=True, nogil=True)
-def scan(units, starts, tiers, weights, k):
-    """The same from the rows of `by_picture`, for queries that score most concepts; units: of all tiers."""
-    ids, totals, held = np.empty(k, np.int64), np.empty(k, np.int64), 0
+def scan(units, starts, concepts, weights, k):
+    """The same from the rows of `by_picture`, for queries that score most concepts; units: of every concept."""
+    ids, totals, held, bar = np.empty(k, np.int64), np.empty(k, np.int64), 0, np.int64(1)
     for i in range(len(starts) - 1):
         total = np.int64(0)
         for e in range(starts[i], starts[i + 1]):
-            total += weights[e] * units[tiers[e]]
-        if total > 0:
+            total += np.int64(weights[e]) * units[concepts[e]]
+        if total >= bar:
             held = _offer(ids, totals, held, i, total)
-    return ids[:held], totals[:held], len(tiers)
+            if held == k:
+                bar = totals[0] + 1  # ids ascend: one that equals the k-th best comes after it
+    return ids[:held], totals[:held], len(concepts)
 
 
 @njit(cache=True, nogil=True)
-def by_picture(start, lift, bits, packed, n):
-    """The postings by picture: starts (n + 1,), and the tier and the weight in steps of each entry.
+def by_picture(concept, start, lift, bits, packed, n):
+    """The postings by picture: starts (n + 1,), and the concept and the weight in steps of each entry.
 
     starts is empty where a block does not hold what its header says.
     """
@@ -112,7 +114,7 @@ def by_picture(start, lift, bits, packed, n):
     starts, size = np.zeros(n + 1, np.int64), 0
     for b in range(len(first)):
         size += count[b]
-    tiers, weights = np.empty(size, np.int32), np.empty(size, np.uint16)
+    concepts, weights = np.empty(size, np.uint32), np.empty(size, np.uint16)
     for fill in (False, True):  # counts the entries of each row, then fills them in
         for j in range(len(lift)):
             shift, low = np.int64(bits[j]), (np.int64(1) << np.int64(bits[j])) - 1
@@ -123,9 +125,9 @@ def by_picture(start, lift, bits, packed, n):
                     field = _field(words, bit, mask)
                     at += field >> shift
                     if at > last[b]:
-                        return starts[:0], tiers, weights
+                        return starts[:0], concepts, weights
                     if fill:
-                        tiers[starts[at]], weights[starts[at]] = j, lift[j] + (field & low)
+                        concepts[starts[at]], weights[starts[at]] = concept[j], lift[j] + (field & low)
                     starts[at] += 1
                     bit += wide
         if not fill:
@@ -135,7 +137,7 @@ def by_picture(start, lift, bits, packed, n):
     for i in range(n, 0, -1):  # filling has moved each start on to the next one's
         starts[i] = starts[i - 1]
     starts[0] = 0
-    return starts, tiers, weights
+    return starts, concepts, weights
 
 
 @njit(cache=True, nogil=True, inline="always")

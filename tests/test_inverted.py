@@ -253,3 +253,17 @@ def test_flipped_words_cannot_lead_the_kernels_astray(data):
             continue
         assert len(found.ids) == 10
         assert 0 <= found.ids.min() <= found.ids.max() < 400
+
+
+def test_the_bench_agrees_with_the_float_product(capsys):
+    from eval.bench_search import as_table, bench_search
+
+    rows = bench_search(2000, queries=4, dense=False)
+    assert {"DuckDB SQL on plain postings", "scipy W @ s", "store, cold look-up of a concept"} <= {
+        r["name"] for r in rows
+    }
+    names = ("sparsight exact", "sparsight batch, a query", "DuckDB SQL on plain postings", "scipy s Wᵀ, both sparse")
+    overlaps = [r["overlap"] for r in rows if r["name"] in names and r["queries"] == "frequent"]
+    assert len(overlaps) == 4
+    assert min(overlaps) >= 0.95
+    assert "bytes_per_posting" in as_table(rows)
