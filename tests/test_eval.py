@@ -45,7 +45,7 @@ def test_cosines_by_row():
 @pytest.fixture(scope="module")
 def report(bundled_index, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    result = CliRunner().invoke(main, ["eval", "--index", str(bundled_index), "--out", str(out)])
+    result = CliRunner().invoke(main, ["eval", "--index", str(bundled_index), "--out", str(out), "--corrupted", "50"])
     assert result.exit_code == 0, result.output
     return out, json.loads((out / "report.json").read_text()), result.stdout
 
@@ -99,7 +99,8 @@ def test_the_report_has_the_agreed_keys_and_pages(report):
 
 
 def test_a_report_shows_its_pictures(small_index, tmp_path):
-    result = CliRunner().invoke(main, ["eval", "--index", str(small_index), "--out", str(tmp_path)])
+    at = ["--index", str(small_index), "--out", str(tmp_path), "--corrupted", "50"]
+    result = CliRunner().invoke(main, ["eval", *at])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/jpeg;base64" in (tmp_path / "index.html").read_text()

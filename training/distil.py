@@ -240,8 +240,8 @@ def teach(
                 if bar.n % 50 == 0:
                     bar.set_postfix(
                         epoch=epoch,
-                        texts=f"{float(far):.3f}",
-                        concepts=f"{float(own_far):.4f}",
+                        texts=f"{float(far.detach()):.3f}",
+                        concepts=f"{float(own_far.detach()):.4f}",
                         refresh=False,
                     )
     model.config, model.tokenizer, model.text = settings, tokenizer, tower
