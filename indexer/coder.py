@@ -39,7 +39,7 @@ from training.errors import SparsightError
 
 GRAM_BYTES = 4 << 20  # a Gram matrix up to this size is worth its m² floats
 WORKING_SET = 32  # atoms that may join a row's support in one round, in torch
-WORKING_SET_CPU = 64  # the same in the CPU kernel, which pays only for those that it drives
+WORKING_SET_CPU = 64, 128  # the same in the CPU kernel, which pays only for those that it drives; if a GEMM is dear
 FEW_ROWS = 64  # below it torch does what numba's import would not repay
 MAX_ROUNDS = 100
 MEMORY = 128 << 20
@@ -378,18 +378,14 @@ class _Atoms:
         return self.D.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
     @cached_property
-    def rounded(self) -> Tensor:
-        return self.D.bfloat16()  # (m, d)
-
-    @cached_property
     def columns(self) -> Tensor:
-        """Dᵀ (d, m) as the sifting GEMM likes it best."""
-        return self.rounded.T.contiguous()
+        """Dᵀ (d, m) in bfloat16, as the sifting GEMM likes it best."""
+        return self.D.bfloat16().T.contiguous()
 
     @cached_property
     def error(self) -> float:
         """max_j ‖d_j − bfloat16(d_j)‖."""
-        return float((self.D - self.rounded.float()).norm(dim=1).max())
+        return max(float((part - part.bfloat16().float()).norm(dim=1).max()) for part in self.D.split(4096))
 
     @cached_property
     def norm(self) -> float:
@@ -466,7 +462,17 @@ def _solve_gram(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderCon
     for l1 in l1s:
         base = _penalties(l1, config.relative, l1_max)
         solve_by_gram(
-            Q, atoms.G, X, base, space.ids, space.weights, space.count, space.gap, space.l1, config.max_concepts or 0
+            Q,
+            atoms.G,
+            atoms.D.numpy(),
+            X,
+            base,
+            space.ids,
+            space.weights,
+            space.count,
+            space.gap,
+            space.l1,
+            config.max_concepts or 0,
         )
         parts.append(space.part(b))
     return parts
@@ -501,7 +507,7 @@ def _solve_sets(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderCon
             low, sure = atoms.keys(lam[rows] - bound), atoms.keys(1.001 * lam[rows] + 2 * bound)
             advance(
                 C, low, sure, rows, X, D, base, R, space.ids, space.weights, count, gap, lam,
-                checked, config.tol, WORKING_SET_CPU, config.max_concepts or 0,
+                checked, config.tol, WORKING_SET_CPU[not atoms.sifts], config.max_concepts or 0,
             )  # fmt: skip
             rows, checked = np.flatnonzero(~(gap <= config.tol)), True
             if not len(rows):
@@ -585,7 +591,7 @@ def pivot(G: Tensor, q: Tensor, l1: Tensor) -> Tensor:
     T, rows, s = G.to(exact).clone(), torch.arange(len(G), device=G.device), G.shape[1]
     q, lam, diagonal = q.to(exact), l1.to(exact), T.diagonal(dim1=1, dim2=2).clone()
     v, inside, blocked = q - lam[:, None], torch.zeros_like(q, dtype=torch.bool), torch.zeros_like(q, dtype=torch.bool)
-    eps = torch.maximum(1e-6 * lam, 5e-8 * q.amax(1))
+    eps = torch.maximum(1e-7 * lam, 5e-8 * q.amax(1))
     driver, level = torch.full_like(rows, -1), torch.zeros_like(lam)
     for _ in range(20 * (s + 10)):
         best, j = v.masked_fill(inside | blocked, -torch.inf).max(1)

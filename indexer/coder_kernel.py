@@ -125,7 +125,7 @@ def _fill(j, G, have, D, P, p):
 def _settle(lam, q, p, G, have, D, P, S, w, k, H, g, c, u):
     """The exact minimum at λ = lam over the working set's p atoms, from any support; returns its size."""
     lazy = len(have) > 0
-    eps = max(1e-6 * lam, _NOISE * _largest(q, p))
+    eps = max(1e-7 * lam, _NOISE * _largest(q, p))
     while k > 0:
         lowest = 0
         for a in range(k):
@@ -216,7 +216,18 @@ def _relative_gap(xr, rr, weight, c_max, lam):
 
 
 @_compiled
-def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit):
+def _residual(X, i, D, S, w, k, r):
+    """r = x − wD of row i of X, in float64."""
+    for t in range(len(r)):
+        r[t] = X[i, t]
+    for s in range(k):
+        j, ws = S[s], w[s]
+        for t in range(len(r)):
+            r[t] -= ws * D[j, t]
+
+
+@_compiled
+def solve_by_gram(Q, G, D, X, l1, ids, weights, count, gap, used, limit):
     """Codes the rows of Q (b, m) over all atoms by their Gram matrix G (m, m).
 
     Reads each row's support from ids, weights (b, kmax), count (b,), where it starts, and leaves there what it
@@ -224,7 +235,7 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit):
     """
     m, d = G.shape[0], X.shape[1]
     kmax = ids.shape[1]
-    q, g = np.empty(m), np.empty(m)
+    q, g, r = np.empty(m), np.empty(m), np.empty(d)
     S, w, c, u = np.empty(kmax, np.int64), np.empty(kmax), np.empty(kmax), np.empty(kmax)
     H = np.empty((kmax, kmax))
     have, P = np.empty(0, np.bool_), np.empty(0, np.int64)
@@ -232,9 +243,6 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit):
         for a in range(m):
             q[a] = Q[i, a]
         largest = _largest(q, m)
-        xx = 0.0
-        for t in range(d):
-            xx += np.float64(X[i, t]) * np.float64(X[i, t])
         k = 0
         lam = l1[i]
         if lam < largest:
@@ -242,26 +250,36 @@ def solve_by_gram(Q, G, X, l1, ids, weights, count, gap, used, limit):
                 kappa = _direction(ids[i, s], G, S, k, H, c, u)
                 if kappa > _DEPENDENT * G[ids[i, s], ids[i, s]]:
                     k = _enter(ids[i, s], 0.0, S, w, k, H, u, kappa)
-            k, lam = _settle_limited(lam, limit, q, m, G, have, X, P, S, w, k, H, g, c, u)
+            k, lam = _settle_limited(lam, limit, q, m, G, have, D, P, S, w, k, H, g, c, u)
+        _residual(X, i, D, S, w, k, r)
+        for a in range(k):  # one step of refinement: Q and G are float32, the residual is not
+            total = -lam
+            for t in range(d):
+                total += r[t] * D[S[a], t]
+            c[a] = total
+        for a in range(k):
+            for b in range(k):
+                w[a] += H[a, b] * c[b]
         for a in range(m):
             g[a] = Q[i, a]
-        n, weight, wq = 0, 0.0, 0.0
+        n, weight = 0, 0.0
         for s in range(k):
             ws = np.float32(w[s])
             if ws > 0:
-                ids[i, n], weights[i, n] = S[s], ws
+                row = S[s]
+                ids[i, n], weights[i, n] = row, ws
+                S[n], w[n] = row, ws
                 n += 1
                 weight += float(ws)
-                wq += ws * np.float64(Q[i, S[s]])
-                row = S[s]
                 for a in range(m):
                     g[a] -= ws * G[row, a]
+        _residual(X, i, D, S, w, n, r)
+        xr, rr = 0.0, 0.0
+        for t in range(d):
+            xr += r[t] * X[i, t]
+            rr += r[t] * r[t]
         count[i], used[i] = n, lam
-        c_max, wc = _largest(g, m), 0.0
-        for s in range(n):
-            wc += weights[i, s] * g[ids[i, s]]
-        # r = x − wD: x·r = ‖x‖² − w·q and r·r = x·r − (w D)·r
-        gap[i] = _relative_gap(xx - wq, max(xx - wq - wc, 0.0), weight, c_max, lam)
+        gap[i] = _relative_gap(xr, rr, weight, _largest(g, m), lam)
 
 
 @_compiled
@@ -414,17 +432,15 @@ def advance(C, low, sure, rows, X, D, base, R, ids, weights, count, gap, used, c
             if kappa > _DEPENDENT * G[s, s]:
                 k = _enter(s, 0.0, S, w, k, H, u, kappa)
         k, lam = _settle_limited(base[row], limit, q, p, G, have, D, P, S, w, k, H, g, c, u)
-        for t in range(d):
-            r[t] = X[row, t]
         n = 0
         for s in range(k):
             ws = np.float32(w[s])
             if ws > 0:
                 j = P[S[s]]
                 ids[row, n], weights[row, n] = j, ws
+                S[n], w[n] = j, ws
                 n += 1
-                for t in range(d):
-                    r[t] -= np.float64(ws) * np.float64(D[j, t])
+        _residual(X, row, D, S, w, n, r)
         for t in range(d):
             R[row, t] = r[t]
         count[row], used[row], gap[row] = n, lam, np.inf
