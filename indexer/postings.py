@@ -1,6 +1,6 @@
 """Packed postings: for each concept the pictures that it helps to make up, with their weights.
 
-A weight is a whole multiple of a step, the concept's largest weight / 4095, so its error is at most half a step
+A weight is a whole multiple of a step, the concept's largest weight / 8191, so its error is at most half a step
 (weights under half a step become one: no posting is lost). A long list is split into tiers by weight (its strongest
 5 %, the next 25 %, the rest), so that a query can leave the weak ones unread, and the narrow range of a tier's weights
 takes fewer bits. Within a tier ids ascend.
@@ -20,8 +20,8 @@ from functools import cached_property
 import numpy as np
 
 BLOCK = 128
-WEIGHT_BITS = 12
-TOP = 2**WEIGHT_BITS - 1  # the largest weight of a concept, in steps; 8 bits would change 1–2 % of the ten best hits
+WEIGHT_BITS = 13
+TOP = 2**WEIGHT_BITS - 1  # the largest weight of a concept, in steps; 8 bits would change 1–4 % of the ten best hits
 MAX_GAP = 2 ** (32 - WEIGHT_BITS) - 1  # a larger gap starts a new block, so that no field is wider than 32 bits
 TIERS = (0.05, 0.30)  # the strongest shares of a list that end a tier …
 SPLIT = 1024  # … where it has at least as many postings

@@ -50,7 +50,7 @@ def test_what_is_written_is_read(tmp_path):
         W = store.codes()
         np.testing.assert_array_equal(W.indptr, c.W.indptr)
         np.testing.assert_array_equal(W.indices, c.W.indices)
-        np.testing.assert_allclose(W.data, c.W.data, atol=c.W.data.max() / 8190)
+        np.testing.assert_allclose(W.data, c.W.data, atol=c.W.data.max() / 16380)
         names, T = store.classes()
         assert names == c.classes
         np.testing.assert_array_equal(T, c.T)
@@ -145,7 +145,7 @@ def test_refuses_what_is_no_index(tmp_path):
         "UPDATE posting_blocks SET width = 33",
         "UPDATE posting_blocks SET step = 'nan'",
         "UPDATE posting_blocks SET lift = 65535",
-        "UPDATE posting_blocks SET bits = 13",
+        "UPDATE posting_blocks SET bits = 14",
         "UPDATE posting_blocks SET words = []",
         "UPDATE posting_blocks SET words = list_transform(words, lambda w: 4294967295::UINTEGER)",
         "UPDATE concepts SET images = images + 1",
