@@ -17,10 +17,21 @@ from pathlib import Path
 
 import click
 
-from eval import bench_coder
+from eval import bench_coder, bench_search
 
-SECTIONS: dict[str, Callable[[Options], Section]] = {"coder": bench_coder.run}
-PACKAGES = ["sparsight", "numpy", "scipy", "torch", "numba", "scikit-learn", "spams-bin", "faiss-cpu", "duckdb"]
+SECTIONS: dict[str, Callable[[Options], Section]] = {"coder": bench_coder.run, "search": bench_search.run}
+PACKAGES = [
+    "sparsight",
+    "numpy",
+    "scipy",
+    "torch",
+    "numba",
+    "scikit-learn",
+    "spams-bin",
+    "faiss-cpu",
+    "duckdb",
+    "milvus-lite",
+]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -31,6 +31,9 @@ from indexer.postings import Postings, pack
 from indexer.store import Contents, Store, write_store
 from search.engine import top_k
 from search.inverted import Inverted
+
+if TYPE_CHECKING:
+    from eval.bench import Options, Section
 
 M, CONCEPTS, DIM, TERMS, K = 10_000, 8, 256, 5, 10
 LARGE = 2_000_000
@@ -362,35 +365,39 @@ def _step(what: str, *work: Callable):
     return result
 
 
-def machine() -> dict[str, object]:
-    """What the figures were measured with."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    packages = ("numpy", "scipy", "numba", "duckdb", "faiss-cpu", "milvus-lite", "pymilvus")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+def run(options: Options) -> Section:
+    """The searches in a process of their own, on one thread."""
+    from eval.bench import Section
+
+    with tempfile.TemporaryDirectory() as folder:
+        section = Section()
+        for name, arguments in (("searches", []), ("scaling", ["--scaling"]))[: 1 + options.full]:
+            path = Path(folder) / f"{name}.json"
+            command = [sys.executable, "-m", "eval.bench_search", "--json", str(path), *arguments]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+            section.tables[name] = json.loads(path.read_text())
+    section.claims = claims(section.tables["searches"])
+    return section
 
 
-def as_table(rows: Rows) -> str:
-    keys = list(dict.fromkeys(k for row in rows for k in row))
-    cells = [[_cell(row.get(k)) for k in keys] for row in rows]
-    widths = [max(len(k), *(len(c[i]) for c in cells)) for i, k in enumerate(keys)]
-    lines = [keys, *cells]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+def claims(rows: Rows) -> Rows:
+    """What the query engine is held to, on frequent concepts."""
+    by_name = {str(row["name"]): row for row in rows if row.get("queries") == "frequent"}
+    ours = by_name["sparsight exact"]
 
+    def figure(row: dict[str, object], key: str) -> float:
+        return float(str(row[key]))
 
-def _cell(value: object) -> str:
-    if isinstance(value, float | np.floating):
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value else "0"
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    found: Rows = []
+    for name, bar in (("FAISS Flat", 25.0), ("DuckDB SQL", 3.0), ("milvus-lite", 1.0), ("scipy", 1.0)):
+        for rival in (row for key, row in by_name.items() if key.startswith(name)):
+            times = figure(rival, "median_ms") / figure(ours, "median_ms")
+            claim = f"faster than {rival['name']}"
+            found.append({"claim": claim, "bar": f"≥ {bar:g} ×", "measured": times, "met": times >= bar})
+    held, same = figure(ours, "bytes_per_posting"), figure(ours, "overlap")
+    found.append({"claim": "bytes a posting, in memory", "bar": "≤ 3", "measured": held, "met": held <= 3})
+    found.append({"claim": "overlap@10 with float32", "bar": "≥ 0.995", "measured": same, "met": same >= 0.995})
+    return found
 
 
 @click.command()
@@ -407,10 +414,12 @@ def main(images: int, queries: int, seed: int, dense: bool, hnsw: int, scaling: 
         rows = bench_scaling((100_000, 1_000_000, 10_000_000), queries, seed)
     else:
         rows = bench_search(images, queries, seed, dense=dense, hnsw=hnsw)
-    click.echo(json.dumps(machine()))
-    click.echo(as_table(rows))
+    from eval.bench import hardware, table
+
+    click.echo(json.dumps(hardware()))
+    click.echo(table(rows))
     if path:
-        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1, default=float))
+        path.write_text(json.dumps(rows, indent=1, default=float))
 
 
 if __name__ == "__main__":
