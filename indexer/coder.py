@@ -348,7 +348,8 @@ def _solve_batch(
 ) -> list[_Part]:
     """Rows start … start + size; spaces: this thread's workspace, or None for the torch way."""
     x = _rows(X, slice(start, start + size)).to(atoms.D.device).contiguous()
-    bad = torch.nonzero(~torch.isfinite(x).all(1))
+    bad = torch.nonzero(~torch.isfinite(x.sum(1)))[:, 0]  # or a sum that overflows: looked at only then
+    bad = bad[~torch.isfinite(x[bad]).all(1)]
     if len(bad):
         raise SparsightError(f"cannot code: row {start + int(bad[0])} of X has values that are not finite")
     if spaces is None:
