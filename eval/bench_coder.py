@@ -8,6 +8,7 @@ stands beside the clock's: on a machine that others use too it is the one to tru
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -351,9 +352,10 @@ def _memory(name: str) -> float:
 def _reset_peak() -> float | None:
     """Sets the peak of memory to what is in use, and returns that; None where the system can't."""
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
         Path("/proc/self/clear_refs").write_text("5")
         return _memory("VmRSS")
-    except OSError:
+    except (OSError, AttributeError):
         return None
 
 
@@ -368,10 +370,14 @@ def plot_scaling(rows: list[dict[str, object]], path: Path) -> None:
         chosen = [r for r in rows if r["axis"] == axis]
         x = [float(str(r[key])) for r in chosen]
         for ax, y, label in zip(column, ("rows_per_s", "peak_MB"), ("rows / s", "peak memory, MB"), strict=True):
-            ax.loglog(x, [float(str(r[y] or "nan")) for r in chosen], "o-")
+            values = [float(str(r[y] or "nan")) for r in chosen]
+            ax.loglog(x, values, "o-")
+            ax.set_xticks(x, [f"{v:,.0f}" for v in x], minor=False)
+            ax.minorticks_off()
+            ax.set_ylim(10 ** np.floor(np.log10(np.nanmin(values))), 10 ** np.ceil(np.log10(np.nanmax(values))))
             ax.set_xlabel({"n": "rows n", "K": "atoms K", "concepts": "concepts a row"}[axis])
             ax.set_ylabel(label)
-            ax.grid(True, which="both", alpha=0.3)
+            ax.grid(True, alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -39,7 +39,7 @@ from training.errors import SparsightError
 
 GRAM_BYTES = 4 << 20  # a Gram matrix up to this size is worth its m² floats
 WORKING_SET = 32  # atoms that may join a row's support in one round, in torch
-WORKING_SET_CPU = 64, 128  # the same in the CPU kernel, which pays only for those that it drives; if a GEMM is dear
+WORKING_SET_CPU = 64  # the same in the CPU kernel, which pays only for those that it drives
 FEW_ROWS = 64  # below it torch does what numba's import would not repay
 MAX_ROUNDS = 100
 MEMORY = 128 << 20
@@ -348,7 +348,8 @@ def _solve_batch(
 ) -> list[_Part]:
     """Rows start … start + size; spaces: this thread's workspace, or None for the torch way."""
     x = _rows(X, slice(start, start + size)).to(atoms.D.device).contiguous()
-    bad = torch.nonzero(~torch.isfinite(x).all(1))
+    bad = torch.nonzero(~torch.isfinite(x.sum(1)))[:, 0]  # or a sum that overflows: looked at only then
+    bad = bad[~torch.isfinite(x[bad]).all(1)]
     if len(bad):
         raise SparsightError(f"cannot code: row {start + int(bad[0])} of X has values that are not finite")
     if spaces is None:
@@ -507,7 +508,7 @@ def _solve_sets(atoms: _Atoms, X: np.ndarray, l1s: list[float], config: CoderCon
             low, sure = atoms.keys(lam[rows] - bound), atoms.keys(1.001 * lam[rows] + 2 * bound)
             advance(
                 C, low, sure, rows, X, D, base, R, space.ids, space.weights, count, gap, lam,
-                checked, config.tol, WORKING_SET_CPU[not atoms.sifts], config.max_concepts or 0,
+                checked, config.tol, WORKING_SET_CPU, config.max_concepts or 0,
             )  # fmt: skip
             rows, checked = np.flatnonzero(~(gap <= config.tol)), True
             if not len(rows):

@@ -300,7 +300,7 @@ def test_batches_do_not_change_the_codes(way):
 
 def test_more_active_atoms_than_the_working_set(way, monkeypatch):
     monkeypatch.setattr(coder_module, "WORKING_SET", 8)
-    monkeypatch.setattr(coder_module, "WORKING_SET_CPU", (8, 8))
+    monkeypatch.setattr(coder_module, "WORKING_SET_CPU", 8)
     D = problem(6, 200, 64, seed=2)[1]
     X = unit(np.abs(np.random.default_rng(0).normal(size=(6, 200))) @ D)
     codes = encode_sparse(X, D, CoderConfig(l1=0.005))
