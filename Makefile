@@ -23,6 +23,10 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+$(VENV)/.train $(VENV)/.bench: $(VENV)/.%: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
 install: $(INSTALLED) ## create .venv and install sparsight in it
 
 index: $(INSTALLED) ## build both indexes into index/ (CIFAR-10 from SPARSIGHT_DATA, else the bundled embeddings)
@@ -31,8 +35,7 @@ index: $(INSTALLED) ## build both indexes into index/ (CIFAR-10 from SPARSIGHT_D
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
 
-train: $(INSTALLED) ## train the encoder anew into runs/encoder, in two stretches (resumes a stopped one)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
+train: $(VENV)/.train ## train the encoder anew into runs/encoder, in two stretches (resumes a stopped one)
 	$(TRAIN_ENV) $(SPARSIGHT) train --out runs/first
 	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/first --sizes 28x4,32x9 --lr 0.09 --shift 4 --cutout 10 --seed 1 \
 		--teacher $(TEACHER)
@@ -40,8 +43,7 @@ train: $(INSTALLED) ## train the encoder anew into runs/encoder, in two stretche
 eval: $(INSTALLED) ## write report/: dense against sparse, from index/
 	$(SPARSIGHT) eval
 
-bench: $(INSTALLED) ## time the coder and the searches; writes bench/results.json
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+bench: $(VENV)/.bench ## time the coder and the searches; writes bench/results.json
 	$(BIN)/python -m eval.bench
 
 lint: $(INSTALLED) ## check style and types

@@ -77,14 +77,15 @@ class Explanation:
     concepts: list[ConceptWeight]
 
 
-def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the k largest scores (n,), largest first, ties by id: always the same answer."""
+def top_k(scores: np.ndarray, k: int, ids: np.ndarray | None = None) -> np.ndarray:
+    """Places of the k largest scores (n,), largest first, ties by id (n,), else by place: always the same answer."""
     k = min(k, len(scores))
     if k == 0:
         return np.zeros(0, np.int64)
     kth = np.partition(scores, len(scores) - k)[len(scores) - k]
     candidates = np.flatnonzero(scores >= kth)
-    return candidates[np.lexsort((candidates, -scores[candidates]))][:k]
+    ties = candidates if ids is None else ids[candidates]
+    return candidates[np.lexsort((ties, -scores[candidates]))][:k]
 
 
 class Searcher:

@@ -21,6 +21,7 @@ import numpy as np
 from scipy import sparse
 
 from indexer.postings import TIERS, WEIGHT_BITS, Postings
+from search.engine import top_k
 
 PATIENCE = 3_000_000  # postings that numpy reads in about the time that it takes to load the kernels
 WINDOW = 2**14  # ids that are summed at a time: the sums stay in the cache
@@ -144,10 +145,7 @@ def _best(touched: np.ndarray, totals: np.ndarray, k: int, n: int) -> tuple[np.n
         touched, totals = np.append(touched[keep], blank), np.append(totals[keep], np.zeros(len(blank)))
     else:
         touched, totals = touched[keep], totals[keep]
-    if len(totals) > k:
-        keep = totals >= np.partition(totals, len(totals) - k)[len(totals) - k]
-        touched, totals = touched[keep], totals[keep]
-    best = np.lexsort((touched, -totals))[:k]
+    best = top_k(totals, k, touched)
     return touched[best], totals[best]
 
 

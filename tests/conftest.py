@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from eval.cli import main
 from training.cifar10 import CLASSES, Pictures
 
 
@@ -25,6 +27,23 @@ def coloured_pictures(n: int, seed: int = 0) -> Pictures:
         for i, (y, f) in enumerate(zip(labels, fine, strict=True))
     ]
     return Pictures(pixels, labels.astype(np.int64), names, ["train" if i % 3 else "test" for i in range(n)])
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Runs a command through click's runner; a fault is one line on stderr, never a traceback."""
+
+    def invoke(*args: object, code: int = 0):
+        result = CliRunner().invoke(main, [str(a) for a in args])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == code, result.output
+        if code:
+            errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+            assert len(errors) == 1, result.stderr
+            assert "Traceback" not in result.output
+        return result
+
+    return invoke
 
 
 @pytest.fixture(scope="session")

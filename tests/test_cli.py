@@ -11,26 +11,10 @@ import time
 
 import duckdb
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from eval.cli import main
 from indexer.store import DATABASE, Store
-
-
-@pytest.fixture
-def run():
-    def invoke(*args: object, code: int = 0):
-        result = CliRunner().invoke(main, [str(a) for a in args])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        assert result.exit_code == code, result.output
-        if code:
-            errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-            assert len(errors) == 1, result.stderr
-            assert "Traceback" not in result.output
-        return result
-
-    return invoke
 
 
 @pytest.fixture

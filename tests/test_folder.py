@@ -16,12 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval.cli import main
 from indexer.dictionary import INSULTS, NOUNS, PEOPLE, Dictionary, concepts_of, merge_same, read_nouns, read_words
 from indexer.folder import Picture, Skipped, Spool, find_pictures, folder_labels, in_order, read_pictures
 from indexer.store import DATABASE, Store
@@ -235,21 +233,6 @@ def test_labels_of_folders(tmp_path):
 # The whole path, through the command line.
 
 
-@pytest.fixture
-def run():
-    def invoke(*args: object, code: int = 0):
-        result = CliRunner().invoke(main, [str(a) for a in args])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        assert result.exit_code == code, result.output
-        if code:
-            errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-            assert len(errors) == 1, result.stderr
-            assert "Traceback" not in result.output
-        return result
-
-    return invoke
-
-
 @pytest.fixture(scope="module")
 def album(pictures, tmp_path_factory) -> Path:
     """Sixty pictures of the small encoder's classes, in class folders; one without a class, one damaged."""
@@ -265,11 +248,10 @@ def album(pictures, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def album_index(album, small_encoder_dir, tmp_path_factory) -> Path:
+def album_index(run, album, small_encoder_dir, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("album-index")
     args = ["index", album, "--labels", "folders", "--encoder", small_encoder_dir, "--index", folder]
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == 0, result.output
+    result = run(*args)
     assert "61 pictures" in result.stdout
     assert "skipped 1" in result.stderr
     assert "zero.jpg: it is empty" in result.stderr
@@ -355,14 +337,13 @@ def test_eval_reports_on_few_pictures(run, album_index, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def plain_index(odd_folder, small_encoder_dir, tmp_path_factory) -> Path:
+def plain_index(run, odd_folder, small_encoder_dir, tmp_path_factory) -> Path:
     """The odd folder without labels, through a vocabulary."""
     words = tmp_path_factory.mktemp("words") / "words.txt"
     words.write_text("\ufeff# colours\nship\n\ncat\n  dark   dog\nCat\n", encoding="utf-8")
     folder = tmp_path_factory.mktemp("plain-index")
     args = ["index", odd_folder, "--dictionary", words, "--encoder", small_encoder_dir, "--index", folder]
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == 0, result.output
+    result = run(*args)
     assert "passed over 1 blank line(s) and 1 repetition(s)" in result.stderr
     assert f"skipped {len(SKIPPED)}" in result.stderr
     assert f"and {len(SKIPPED) - 5} more" in result.stderr

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from eval.cli import main
 from indexer.build import index_pictures
 from indexer.config import IndexConfig
 from indexer.store import Store
@@ -88,15 +86,6 @@ def copied(folders, tmp_path) -> Path:
     return Path(shutil.copytree(folders["clip"], tmp_path / "copied"))
 
 
-def run(*args: object, code: int = 0):
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == code, result.output
-    if code:
-        assert len([line for line in result.stderr.splitlines() if line.startswith("Error: ")]) == 1, result.stderr
-        assert "Traceback" not in result.output
-    return result
-
-
 def reference(folder: Path, texts: list[str], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of texts and pictures by transformers' own processor and forward pass."""
     import torch
@@ -145,7 +134,7 @@ def test_concepts_are_the_mean_of_their_prompts(folders):
     np.testing.assert_array_equal(encoder.encode_concepts(["cat"]), encoder.encode_texts(["a photo of a cat."]))
 
 
-def test_an_index_is_centred_and_so_are_its_queries(index, pictures):
+def test_an_index_is_centred_and_so_are_its_queries(run, index, pictures):
     folder, encoder_folder = index
     raw = load_encoder(str(encoder_folder))
     X, D = raw.encode_images(pictures.pixels), raw.encode_concepts(CLASSES)
@@ -164,7 +153,7 @@ def test_an_index_is_centred_and_so_are_its_queries(index, pictures):
     assert hits["id"] == int((stored @ t).argmax())
 
 
-def test_every_command_answers(index, pictures, tmp_path):
+def test_every_command_answers(run, index, pictures, tmp_path):
     folder, _ = index
     at = ("--index", folder, "--json")
     Image.fromarray(pictures.pixels[4]).save(tmp_path / "p.png")
@@ -188,7 +177,7 @@ def test_every_command_answers(index, pictures, tmp_path):
     assert sum(c["contribution"] for c in e["concepts"]) == pytest.approx(e["sparse_score"], abs=1e-5)
 
 
-def test_the_report_is_written_and_says_what_the_encoder_saw(index, tmp_path):
+def test_the_report_is_written_and_says_what_the_encoder_saw(run, index, tmp_path):
     folder, encoder_folder = index
     run("eval", "--index", folder, "--out", tmp_path, "--data", tmp_path / "none")
     report = json.loads((tmp_path / "report.json").read_text())
@@ -219,7 +208,7 @@ def test_an_encoder_of_our_own_is_not_centred(small_index):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_few_pictures_have_unit_embeddings(folders, pictures, tmp_path, n):
+def test_few_pictures_have_unit_embeddings(run, folders, pictures, tmp_path, n):
     index_pictures(tmp_path, pictures.first(n), load_encoder(str(folders["clip"])), IndexConfig(dictionary="classes"))
     with Store(tmp_path) as store:
         np.testing.assert_allclose(np.linalg.norm(store.embeddings(), axis=1), 1, atol=1e-5)
@@ -250,7 +239,7 @@ def test_the_fingerprint_follows_what_decides_the_output(copied):
     assert fingerprint_of(copied) != before
 
 
-def test_an_index_of_another_model_is_refused(index, folders):
+def test_an_index_of_another_model_is_refused(run, index, folders):
     folder, own = index
     other = next(f for f in folders.values() if f != own)
     stderr = run("search", "cat", "--encoder", other, "--index", folder, code=1).stderr
@@ -266,52 +255,53 @@ def change_weights(folder: Path, change) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def fault(folder: Path) -> str:
+def fault(run, folder: Path) -> str:
     """The one line that `index` says of an encoder folder."""
     stderr = run("index", "--encoder", folder, "--bundled", "--index", folder / "index", code=1).stderr
     assert str(folder) in stderr
     return stderr
 
 
-def test_missing_tensors(copied):
+def test_missing_tensors(run, copied):
     change_weights(copied, lambda tensors: tensors.pop("text_projection.weight"))
-    assert "tensor text_projection.weight is missing" in fault(copied)
+    assert "tensor text_projection.weight is missing" in fault(run, copied)
     change_weights(copied, lambda tensors: tensors.pop("visual_projection.weight"))
-    assert "and 1 more are missing" in fault(copied)
+    assert "and 1 more are missing" in fault(run, copied)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_tensors_that_are_not_finite(copied, value):
+def test_tensors_that_are_not_finite(run, copied, value):
     change_weights(copied, lambda tensors: tensors["visual_projection.weight"][3, 4].fill_(value))
-    assert "tensor visual_projection.weight has values that are not finite" in fault(copied)
+    assert "tensor visual_projection.weight has values that are not finite" in fault(run, copied)
 
 
-def test_a_tensor_of_another_shape(copied):
+def test_a_tensor_of_another_shape(run, copied):
     change_weights(copied, lambda t: t.update({"text_projection.weight": t["text_projection.weight"][:5].clone()}))
-    assert "tensor text_projection.weight has the shape (5, 40), where config.json asks for (24, 40)" in fault(copied)
+    said = fault(run, copied)
+    assert "tensor text_projection.weight has the shape (5, 40), where config.json asks for (24, 40)" in said
 
 
-def test_a_truncated_file(copied):
+def test_a_truncated_file(run, copied):
     data = (copied / "model.safetensors").read_bytes()
     (copied / "model.safetensors").write_bytes(data[: len(data) // 2])
-    assert "damaged encoder" in fault(copied)
+    assert "damaged encoder" in fault(run, copied)
 
 
-def test_a_pickle_offered_as_weights(copied):
+def test_a_pickle_offered_as_weights(run, copied):
     marker = copied / "run"
     (copied / "model.safetensors").unlink()
     payload = f"cposix\nsystem\n(S'touch {marker}'\ntR.".encode()
     (copied / "pytorch_model.bin").write_bytes(payload)
-    assert "pytorch_model.bin is a pickle" in fault(copied)
+    assert "pytorch_model.bin is a pickle" in fault(run, copied)
     (copied / "model.safetensors").write_bytes(payload)
-    assert "damaged encoder" in fault(copied)
+    assert "damaged encoder" in fault(run, copied)
     assert not marker.exists()
 
 
-def test_a_model_of_another_kind(copied):
+def test_a_model_of_another_kind(run, copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    assert "of type bert" in fault(copied)
+    assert "of type bert" in fault(run, copied)
 
 
 def test_a_models_own_code_is_not_run(copied):
@@ -326,12 +316,12 @@ def test_a_models_own_code_is_not_run(copied):
 
 
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json"])
-def test_a_missing_file_beside_the_weights(copied, name):
+def test_a_missing_file_beside_the_weights(run, copied, name):
     (copied / name).unlink()
-    assert f"{name} or " in fault(copied)
+    assert f"{name} or " in fault(run, copied)
 
 
-def test_a_tokenizer_that_does_not_fit_the_text_tower(copied):
+def test_a_tokenizer_that_does_not_fit_the_text_tower(run, copied):
     def cut(tensors):
         key = "text_model.embeddings.token_embedding.weight"
         tensors[key] = tensors[key][:20].clone()
@@ -340,15 +330,15 @@ def test_a_tokenizer_that_does_not_fit_the_text_tower(copied):
     config = json.loads((copied / "config.json").read_text())
     config["text_config"]["vocab_size"] = 20
     (copied / "config.json").write_text(json.dumps(config))
-    assert "damaged encoder" in fault(copied)
+    assert "damaged encoder" in fault(run, copied)
 
 
-def test_embeddings_do_not_come_with_a_hub_model(folders, tmp_path):
+def test_embeddings_do_not_come_with_a_hub_model(run, folders, tmp_path):
     stderr = run("index", "--encoder", folders["clip"], "--bundled", "--index", tmp_path, code=1).stderr
     assert "no embeddings of pictures come with tiny-clip" in stderr
 
 
-def test_without_pictures_there_is_nothing_to_index(folders, tmp_path, monkeypatch):
+def test_without_pictures_there_is_nothing_to_index(run, folders, tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
@@ -373,7 +363,7 @@ def test_half_precision_on_a_gpu_is_close(folders, pictures, family):
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "{x}", "{} {", "{0}"])
-def test_a_template_without_one_place(template, tmp_path):
+def test_a_template_without_one_place(run, template, tmp_path):
     assert "--template" in run("index", "--template", template, "--index", tmp_path, code=2).stderr
 
 
@@ -458,7 +448,7 @@ def test_a_model_that_the_hub_does_not_have(hub, tmp_path):
     assert str(tmp_path / "cache") in str(e.value)
 
 
-def test_without_a_network_the_cache_answers_and_else_one_line_names_it(hub, tmp_path, monkeypatch):
+def test_without_a_network_the_cache_answers_and_else_one_line_names_it(run, hub, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     load_encoder("org/tiny")
@@ -487,7 +477,7 @@ def test_siglips_own_tokenizer(folders, tmp_path):
     assert not np.allclose(Z[0], Z[2], atol=1e-4)
 
 
-def test_a_folder_of_pictures_through_the_command_line(folders, pictures, tmp_path):
+def test_a_folder_of_pictures_through_the_command_line(run, folders, pictures, tmp_path):
     for i in range(40):
         folder = tmp_path / "pictures" / CLASSES[pictures.labels[i]]
         folder.mkdir(parents=True, exist_ok=True)

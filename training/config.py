@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+HEAD_WIDTH = 32  # of the text tower's attention
 MAX_TOKENS = 48  # of a text; the rest is cut off
 
 

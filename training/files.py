@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,14 @@ def write_whole(path: Path, data: bytes) -> None:
 def folder_of(name: str) -> Path:
     """The folder of an encoder by its name: `bundled`, or the folder itself."""
     return BUNDLED if name == "bundled" else Path(name).absolute()
+
+
+def has_setting(folder: Path, key: str) -> bool:
+    """True where a folder's configuration is readable and holds a key: it tells whose encoder the folder holds."""
+    try:
+        return key in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def path_text(path: str | os.PathLike[str]) -> str:

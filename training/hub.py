@@ -24,7 +24,7 @@ from training.captions import CLIP_TEMPLATES, embed_concepts
 from training.centring import Means, centre
 from training.device import fast_bf16
 from training.errors import SparsightError
-from training.files import CONFIG, digest
+from training.files import CONFIG, digest, has_setting
 
 FAMILIES = ("clip", "siglip", "siglip2")  # model_type; most of SigLIP 2's models say siglip
 IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")  # either
@@ -134,10 +134,7 @@ def is_hub_name(name: str) -> bool:
 
 def is_hub_folder(folder: Path) -> bool:
     """True where a folder's configuration is that of a transformers model."""
-    try:
-        return "model_type" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+    return has_setting(folder, "model_type")
 
 
 def fetch(name: str) -> Path:

@@ -12,20 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from training.captions import TEMPLATES, embed_concepts
-from training.config import MAX_TOKENS
+from training.config import HEAD_WIDTH, MAX_TOKENS
 from training.errors import SparsightError
-from training.files import CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, folder_of
+from training.files import CONFIG, TOKENIZER, WEIGHTS, fingerprint_of, folder_of, has_setting
 
 LAYER_NORM_EPS = 1e-12  # BERT's
-HEAD_WIDTH = 32
 
 
 def is_light(name: str) -> bool:
     """True where an encoder's name is that of a folder that `sparsight train` wrote."""
-    try:
-        return "image_tower" in json.loads((folder_of(name) / CONFIG).read_text())
-    except (OSError, ValueError):
-        return False
+    return has_setting(folder_of(name), "image_tower")
 
 
 class LightTextEncoder:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from training.config import MAX_TOKENS
+from training.config import HEAD_WIDTH, MAX_TOKENS
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
@@ -45,7 +45,7 @@ class TextTower(nn.Module):
             vocab_size=vocab_size,
             hidden_size=width,
             num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 32),
+            num_attention_heads=max(1, width // HEAD_WIDTH),
             intermediate_size=2 * width,
             max_position_embeddings=MAX_TOKENS,
             hidden_dropout_prob=0.0,
