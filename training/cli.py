@@ -117,6 +117,13 @@ class Group(_OneLineErrors, click.Group):
     help="Side of the square hidden in each picture, pixels.",
 )
 @click.option(
+    "--degrade",
+    type=click.FloatRange(0, 1),
+    default=TrainConfig.degrade,
+    show_default=True,
+    help="Share of the pictures made noisy, blurred or faint.",
+)
+@click.option(
     "--from",
     "start",
     type=click.Path(path_type=Path, file_okay=False),
@@ -142,6 +149,7 @@ def train(
     lr: float,
     shift: int,
     cutout: int,
+    degrade: float,
     start: Path | None,
     precision: str,
     teacher: str | None,
@@ -163,6 +171,7 @@ def train(
         lr=lr,
         shift=shift,
         cutout=cutout,
+        degrade=degrade,
         sizes=parse_sizes(sizes),
     )
     chosen = pick_device(device)

@@ -79,6 +79,7 @@ class TrainConfig:
     warmup: float = 0.1  # of all steps
     shift: int = 2  # pixels, of 32
     cutout: int = 0  # side of the square that is hidden in each picture, pixels of 32
+    degrade: float = 0.0  # share of the pictures that are made noisy, blurred or faint
     max_scale: float = 20.0  # bound, and start, of the inverse temperature
     pretrained: bool = False
     seed: int = 0

@@ -42,6 +42,10 @@ from training.muon import Muon
 from training.objective import objective
 from training.text_tower import train_tokenizer
 
+MOST_NOISE = 0.12  # standard deviation, of the range 0 … 1
+BLUR = (0.3, 1.1)  # standard deviation, pixels
+BLUR_RADIUS = 3
+CONTRAST = (0.12, 0.9)  # factor about a picture's mean
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "checkpoint.json"
 
 
@@ -81,7 +85,10 @@ class Trainer:
         rows = torch.as_tensor(order[within * self.batch_size : (within + 1) * self.batch_size], device=self.device)
         rng = np.random.default_rng((config.seed, 1, i))
         size = config.size_at(epoch)
-        x = augment(self.pixels[rows], rows, epoch, size, config.shift, rng, config.cutout, config.encoder.mean)
+        x = self.pixels[rows]
+        if config.degrade:
+            x = degrade(x, config.degrade, rng)
+        x = augment(x, rows, epoch, size, config.shift, rng, config.cutout, config.encoder.mean)
         x = self.model.normalise(x)
         penalty = float(rng.uniform(*config.objective.penalties))
         prompts = sample_prompts(self.captions, rng)
@@ -279,6 +286,32 @@ def augment(
     if size != side:
         x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return x
+
+
+def degrade(pixels: Tensor, fraction: float, rng: np.random.Generator) -> Tensor:
+    """Pictures (b, 3, h, w) in 0 … 255 → float, about `fraction` of them as a poor camera would take them: half of
+    those noisy, a quarter blurred, a quarter of low contrast, each by a strength of its own.
+    """
+    x = pixels.float()
+    kind = torch.as_tensor(rng.choice(4, len(x), p=(1 - fraction, fraction / 2, fraction / 4, fraction / 4)))
+    noisy, blurred, faint = (torch.nonzero(kind == k).flatten().to(x.device) for k in (1, 2, 3))
+
+    def strengths(rows: Tensor, low: float, high: float) -> Tensor:
+        return torch.as_tensor(rng.uniform(low, high, len(rows)), dtype=x.dtype, device=x.device).view(-1, 1, 1, 1)
+
+    waves = torch.as_tensor(rng.standard_normal((len(noisy), *x.shape[1:]), np.float32), device=x.device)
+    x[noisy] += 255 * strengths(noisy, 0, MOST_NOISE) * waves
+    along = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=x.device)
+    kernel = torch.exp(-0.5 * (along / strengths(blurred, *BLUR)) ** 2)  # (r, 1, 1, taps)
+    kernel = kernel / kernel.sum(3, keepdim=True)
+    if len(blurred):
+        y = F.pad(x[blurred], (BLUR_RADIUS,) * 4, mode="reflect").transpose(0, 1)  # one group a picture
+        for taps in (kernel, kernel.transpose(2, 3)):
+            y = F.conv2d(y, taps, groups=len(blurred))
+        x[blurred] = y.transpose(0, 1)
+    mean = x[faint].mean((1, 2, 3), keepdim=True)
+    x[faint] = mean + strengths(faint, *CONTRAST) * (x[faint] - mean)
+    return x.clamp_(0, 255)
 
 
 def sample_prompts(captions: Captions, rng: np.random.Generator) -> list[str]:
