@@ -10,6 +10,7 @@ import click
 
 from indexer.cli import index
 from search.cli import queries
+from search.exchange_cli import export, import_, sql
 from training.cli import Command, Group, data_option, device_option, index_option, json_option, seed_option, train
 from training.errors import SparsightError
 
@@ -88,5 +89,5 @@ def main() -> None:
     """Finds and explains pictures by concept."""
 
 
-for command in (train, index, *queries.commands.values(), evaluate):
+for command in (train, index, *queries.commands.values(), sql, export, import_, evaluate):
     main.add_command(command)

@@ -32,6 +32,7 @@ encoder_option = click.option(
 @k_option
 @click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Write the hits as a contact sheet PNG.")
 @click.option("--pictures/--no-pictures", default=None, help="Show pictures in the terminal.  [default: where it can]")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the hits to a .parquet or .jsonl.")
 @encoder_option
 @index_option
 @device_option
@@ -44,6 +45,7 @@ def search(
     k: int,
     sheet: Path | None,
     pictures: bool | None,
+    out: Path | None,
     encoder: str | None,
     index_dir: Path,
     device: str,
@@ -54,6 +56,8 @@ def search(
         raise CallError("search by one thing: a TEXT, --picture FILE, or --concept NAME")
     if k < 1:
         raise CallError(f"k is {k}: it must be at least 1")
+    if out and out.suffix not in (".parquet", ".jsonl"):
+        raise CallError(f"--out {out}: its name must end in .parquet or .jsonl")
     with _open(index_dir, encoder, device) as searcher:
         if text is not None:
             t = searcher.embed_text(text)
@@ -65,6 +69,11 @@ def search(
         else:
             hits = searcher.search_concepts(list(names), k, mode)
         _print_hits(searcher, hits, as_json, sheet, pictures)
+        if out:
+            from indexer.exchange import write_hits
+
+            write_hits(out, [hit.to_dict() for hit in hits])
+            click.echo(f"wrote {out}", err=True)
 
 
 @click.command(cls=Command)
