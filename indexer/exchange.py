@@ -64,7 +64,7 @@ TABLES = {
     "means": {"modality": "VARCHAR", "embedding": "FLOAT[]"},
     "skipped": {"path": "VARCHAR", "reason": "VARCHAR"},
 }
-OPTIONAL = {"split", "label", "term", "content_hash", "parent", "aliases"}  # may be NULL
+OPTIONAL = {"split", "label", "term", "content_hash", "l1", "gap", "parent", "aliases"}  # may be NULL
 ACCEPTED = {
     "INTEGER": r"U?(TINY|SMALL|BIG)?INT(EGER)?",
     "FLOAT": r"FLOAT|DOUBLE",
@@ -96,7 +96,7 @@ def export_index(
         raise SparsightError(f"{out} is there already, and not an empty folder: name a new one")
     codes = _codes(folder) if "codes" in tables else None
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    con = duckdb.connect(config={"enable_progress_bar": "false"})
+    con = duckdb.connect()
     try:
         _attach(con, folder)
         partial.mkdir(parents=True)
@@ -161,7 +161,7 @@ def import_index(folder: Path, source: Path) -> dict[str, int]:
         raise SparsightError(f"{folder} holds an index already: name another --index")
     if not source.is_dir():
         raise SparsightError(f"no export in {source}: it is no folder; `sparsight export` writes one")
-    con = duckdb.connect(config={"temp_directory": "", "enable_progress_bar": "false"})
+    con = duckdb.connect(config={"temp_directory": ""})
     try:
         read = {table for table in TABLES if _read(con, source, table)}
         contents = _contents(con, source, read)
@@ -426,15 +426,14 @@ class Query:
     def _one_query(self, sql: str) -> str:
         """The text of the only statement, its semicolon and what follows cut off."""
         try:
-            statements = self._run(lambda: self._con.extract_statements(sql))
-            tokens = duckdb.tokenize(sql) if statements else []
+            data = sql.encode()
         except UnicodeEncodeError as e:
             raise CallError("the SQL is not valid UTF-8") from e
+        statements = self._run(lambda: self._con.extract_statements(sql))
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             kinds = ", ".join(s.type.name for s in statements) or "nothing"
             raise CallError(f"one query at a time (SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE), this is: {kinds}")
-        data = sql.encode()
-        return data[: next((at for at, _ in tokens if data[at : at + 1] == b";"), len(data))].decode()
+        return data[: next((at for at, _ in duckdb.tokenize(sql) if data[at : at + 1] == b";"), len(data))].decode()
 
     def _run(self, work: Callable[[], T]) -> T:
         """In a thread of its own: DuckDB's loops are deaf to Ctrl-C, which then interrupts them from here."""
@@ -461,7 +460,6 @@ def _locked(folder: Path) -> duckdb.DuckDBPyConnection:
         "python_enable_replacements": "false",
         "memory_limit": MEMORY,
         "temp_directory": "",
-        "enable_progress_bar": "false",
     }
     con = duckdb.connect(config=config)
     try:
@@ -479,6 +477,7 @@ def _attach(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
     if not path.is_file():
         raise SparsightError(f"no index in {folder}: {path} is missing; build one with `sparsight index`")
     try:
+        con.execute("SET enable_progress_bar = false")  # else it is drawn on stdout
         con.execute(f"ATTACH {_text(path)} AS sparsight (READ_ONLY)")
         con.execute("USE sparsight")
     except duckdb.Error as e:

@@ -1,0 +1,465 @@
+"""Plain files out and in again, and SQL that can touch nothing but the index it is asked of."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from scipy import sparse
+from test_store import contents
+
+from indexer.exchange import TABLES, Query, _packable, export_index, import_index
+from indexer.postings import pack
+from indexer.store import DATABASE, Store, write_store
+from training.centring import Means
+from training.errors import CallError, SparsightError
+
+FORMATS = ["parquet", "jsonl"]
+
+
+@pytest.fixture
+def index(tmp_path) -> Path:
+    c = contents()
+    c.means = Means(c.X[0], c.D[0])
+    c.skipped = [("a'b\n.png", 'is "no" picture')]
+    c.gap[:3] = np.nan, np.inf, 1e-45
+    c.meta["coder"] = {"l1": 0.5}
+    write_store(tmp_path / "index", c)
+    return tmp_path / "index"
+
+
+def everything(folder: Path) -> dict[str, object]:
+    """All that a store answers, in a form that compares bit by bit."""
+    with Store(folder) as store:
+        W = store.codes()
+        images = store.images()
+        ids = [int(str(i["image_id"])) for i in images]
+        means = store.means()
+        names, T = store.classes()
+        return {
+            "X": store.embeddings().tobytes(),
+            "D": store.dictionary().tobytes(),
+            "T": T.tobytes(),
+            "W": [W.indptr.tolist(), W.indices.tolist(), W.data.tobytes()],
+            "images": repr(images),
+            "hashes": store.con.execute("SELECT content_hash FROM images ORDER BY image_id").fetchall(),
+            "concepts": store.concepts(),
+            "sources": store.con.execute("SELECT source FROM concepts ORDER BY concept_id").fetchall(),
+            "classes": names,
+            "thumbnails": store.thumbnails(ids),
+            "means": means and [means.image.tobytes(), means.text.tobytes()],
+            "skipped": store.skipped(),
+            "meta": {k: v for k, v in store.meta.items() if k != "generation"},
+        }
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["index", "small_index"])
+def test_an_imported_index_answers_as_the_exported_one(request, tmp_path, format, name):
+    index = request.getfixturevalue(name)
+    rows = export_index(index, tmp_path / "out", format)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(f"{t}.{format}" for t in TABLES)
+    counts = import_index(tmp_path / "new", tmp_path / "out")
+    assert everything(tmp_path / "new") == everything(index)
+    assert counts["nnz"] == rows["codes"] > 0
+
+
+def test_an_index_of_no_pictures_goes_out_and_in(tmp_path):
+    c = contents(n=2)
+    none = replace(c, X=c.X[:0], W=c.W[:0], l1=c.l1[:0], gap=c.gap[:0], thumbnails=[])
+    none = replace(
+        none,
+        paths=[],
+        splits=[],
+        labels=[],
+        terms=[],
+        hashes=[],
+        **({"ids": c.ids[:0]} if hasattr(c, "ids") and c.ids is not None else {}),
+    )
+    write_store(tmp_path / "index", none)
+    for format in FORMATS:
+        export_index(tmp_path / "index", tmp_path / format, format)
+        import_index(tmp_path / f"new-{format}", tmp_path / format)
+        assert everything(tmp_path / f"new-{format}") == everything(tmp_path / "index")
+
+
+def test_image_ids_with_holes_stay_as_they_are(tmp_path):
+    c = contents()
+    if not hasattr(c, "ids"):
+        pytest.skip("this store numbers its pictures from 0")
+    c = replace(c, ids=np.flatnonzero(np.arange(40) % 3 == 1)[: len(c.X)].astype(np.int32))
+    write_store(tmp_path / "index", c)
+    for format in FORMATS:
+        export_index(tmp_path / "index", tmp_path / format, format)
+        import_index(tmp_path / f"new-{format}", tmp_path / format)
+        assert everything(tmp_path / f"new-{format}") == everything(tmp_path / "index")
+
+
+def test_unpacked_weights_pack_to_the_same_again():
+    rng = np.random.default_rng(0)
+    columns = 30_000
+    W = sparse.csc_matrix(rng.random((3, columns)).astype(np.float32))
+
+    def repacked(A: sparse.spmatrix) -> sparse.csc_matrix:
+        A = A.tocsc()
+        indptr, ids, weights = pack(A.indptr, A.indices, A.data, 3).columns()
+        return sparse.csc_matrix((weights, ids, indptr), shape=(3, columns))
+
+    once = repacked(W)
+    assert (repacked(once).data != once.data).any()  # the case is real
+    np.testing.assert_array_equal(repacked(_packable(once.copy())).data, once.data)
+
+
+def test_the_files_are_what_other_programs_read(index, tmp_path):
+    export_index(index, tmp_path / "p", "parquet")
+    export_index(index, tmp_path / "j", "jsonl")
+    with Store(index) as store:
+        expected = store.codes().tocoo()
+        X, images = store.embeddings(), store.images()
+    rows = [json.loads(line) for line in (tmp_path / "j" / "codes.jsonl").read_text().splitlines()]
+    assert [(r["image_id"], r["concept_id"]) for r in rows] == list(
+        zip(expected.row.tolist(), expected.col.tolist(), strict=True)
+    )
+    np.testing.assert_array_equal(np.float32([r["weight"] for r in rows]), expected.data)
+    assert {r["concept"] for r in rows} <= set(contents().names)
+    assert [r["path"] for r in rows] == [images[r["image_id"]]["path"] for r in rows]
+    vectors = [json.loads(line)["embedding"] for line in (tmp_path / "j" / "vectors.jsonl").read_text().splitlines()]
+    np.testing.assert_array_equal(np.float32(vectors), X)
+    gaps = [json.loads(line)["gap"] for line in (tmp_path / "j" / "images.jsonl").read_text().splitlines()]
+    assert gaps[:2] == [None, "inf"]  # the store keeps NaN as NULL
+    weights = duckdb.sql(f"SELECT weight FROM '{tmp_path}/p/codes.parquet'").fetchnumpy()["weight"]
+    np.testing.assert_array_equal(weights, expected.data)
+
+
+def test_some_tables_alone(run, index, tmp_path):
+    out = tmp_path / "out"
+    result = run("export", out, "--tables", "codes, concepts", "--index", index)
+    assert sorted(p.name for p in out.iterdir()) == ["codes.parquet", "concepts.parquet"]
+    assert f"{out / 'concepts.parquet'}: 5 rows" in result.stdout
+    assert "no meta.parquet" in run("import", out, "--index", tmp_path / "new", code=1).stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_nothing_of_a_persons_is_overwritten(run, index, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "a.txt").write_text("a")
+    assert "not an empty folder" in run("export", mine, "--index", index, code=1).stderr
+    assert "not an empty folder" in run("export", mine / "a.txt", "--index", index, code=1).stderr
+    assert [p.name for p in mine.iterdir()] == ["a.txt"]
+    run("export", mine / "new" / "deep", "--index", index)
+    assert "not an empty folder" in run("export", mine / "new" / "deep", "--index", index, code=1).stderr
+    before = (index / DATABASE).read_bytes()
+    assert "holds an index already" in run("import", mine / "new" / "deep", "--index", index, code=1).stderr
+    assert (index / DATABASE).read_bytes() == before
+
+
+def test_a_failed_export_leaves_nothing(run, index, tmp_path):
+    with duckdb.connect(str(index / DATABASE)) as con:
+        con.execute("DROP TABLE skipped")
+    assert "cannot export" in run("export", tmp_path / "out", "--index", index, code=1).stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    run("export", tmp_path / "out", "--tables", "images", "--index", index)
+
+
+def test_an_index_with_damaged_postings_comes_back_by_its_embeddings(run, index, tmp_path):
+    with duckdb.connect(str(index / DATABASE)) as con:
+        con.execute("UPDATE posting_blocks SET count = 0")
+    assert "damaged" in run("export", tmp_path / "out", "--index", index, code=1).stderr
+    others = ",".join(t for t in TABLES if t != "codes")
+    run("export", tmp_path / "out", "--tables", others, "--index", index)
+    run("import", tmp_path / "out", "--index", tmp_path / "new")
+    from indexer.coder import encode_sparse
+    from indexer.config import CoderConfig
+
+    with Store(tmp_path / "new") as store:
+        expected = encode_sparse(store.embeddings(), store.dictionary(), CoderConfig(l1=0.5)).W
+        np.testing.assert_allclose(store.codes().toarray(), expected.toarray(), atol=expected.data.max() / 16380)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("table", "harm", "line"),
+    [
+        ("meta", "DELETE FROM t WHERE key = 'export'", "an export of version none"),
+        ("meta", "UPDATE t SET value = '9' WHERE key = 'export'", "an export of version 9"),
+        ("meta", "UPDATE t SET value = 'x' WHERE key = 'd'", "meta says d = x"),
+        ("meta", "UPDATE t SET value = '9' WHERE key = 'd'", "its embedding has not d = 9 numbers"),
+        ("meta", "UPDATE t SET value = '99' WHERE key = 'n'", "meta says n = 99, there are 12"),
+        ("meta", "INSERT INTO t FROM t", "is there twice"),
+        ("images", "ALTER TABLE t RENAME path TO file", "has no column path"),
+        ("images", "UPDATE t SET path = NULL WHERE image_id = 3", "path is missing in a row"),
+        ("images", "UPDATE t SET image_id = 4 WHERE image_id = 3", "image_id 4 is there twice"),
+        ("images", "UPDATE t SET image_id = -1 WHERE image_id = 3", "image_id -1 is below 0"),
+        ("images", "DELETE FROM t WHERE image_id = 3", "no image has the id 3"),
+        ("images", "ALTER TABLE t ALTER l1 TYPE VARCHAR USING 'high'", "l1|high"),
+        ("vectors", "DELETE FROM t WHERE image_id = 3", "image 3 has no row"),
+        ("vectors", "UPDATE t SET embedding = embedding[2:] WHERE image_id = 3", "3: its embedding has not d = 8"),
+        ("vectors", "UPDATE t SET embedding = list_transform(embedding, lambda x: 2 * x)", "is no unit vector"),
+        ("thumbnails", "DELETE FROM t WHERE image_id = 3", "image 3 has no row"),
+        ("concepts", "UPDATE t SET concept_id = 9 WHERE concept_id = 2", "concept_id 9 is not of 0, 1, 2"),
+        ("concepts", "UPDATE t SET atom = list_transform(atom, lambda x: 'nan'::FLOAT)", "atom is no unit vector"),
+        ("concepts", "UPDATE t SET source = 'b' WHERE concept_id = 2", "a 2nd source"),
+        ("means", "DELETE FROM t WHERE modality = 'text'", "image and text once each"),
+        ("means", "UPDATE t SET embedding = list_transform(embedding, lambda x: 'inf'::FLOAT)", "is not finite"),
+        ("codes", "UPDATE t SET weight = -weight", "negative or not finite"),
+        ("codes", "UPDATE t SET weight = 'inf'", "negative or not finite"),
+        ("codes", "UPDATE t SET image_id = 77 WHERE image_id = 3", "no images row has image_id 77"),
+        ("codes", "UPDATE t SET concept_id = 77 WHERE image_id = 3", "no concepts row has concept_id 77"),
+        ("codes", "INSERT INTO t FROM t", "has a concept twice"),
+    ],
+)
+def test_import_believes_nothing(run, index, tmp_path, format, table, harm, line):
+    out = tmp_path / "out"
+    export_index(index, out, format)
+    file = str(out / f"{table}.{format}")
+    kinds = ", ".join(f"{c}: '{k}'" for c, k in TABLES[table].items())
+    read = f"'{file}'" if format == "parquet" else f"read_json('{file}', columns = {{{kinds}}})"
+    with duckdb.connect() as con:
+        con.execute(f"CREATE TABLE t AS FROM {read}")
+        con.execute(harm)
+        con.execute(f"COPY t TO '{file}' (FORMAT {'json' if format == 'jsonl' else 'parquet'})")
+    stderr = run("import", out, "--index", tmp_path / "new", code=1).stderr
+    assert any(part in stderr for part in line.split("|")), stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[1, 2]\n", b'{"image_id": 1\n', b"PAR1" + bytes(40)])
+@pytest.mark.parametrize("format", FORMATS)
+def test_import_of_damaged_files_is_one_line(run, index, tmp_path, format, data):
+    export_index(index, tmp_path / "out", format)
+    (tmp_path / "out" / f"images.{format}").write_bytes(data)
+    assert "images" in run("import", tmp_path / "out", "--index", tmp_path / "new", code=1).stderr
+    assert "no export in" in run("import", tmp_path / "none", "--index", tmp_path / "new", code=1).stderr
+
+
+@pytest.fixture
+def secret(tmp_path) -> Path:
+    """A folder of files that no query may read."""
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    (folder / "a.csv").write_text("a,b\n1,2\n")
+    (folder / "a.json").write_text('{"a": 1}\n')
+    duckdb.sql("SELECT 1 AS a").write_parquet(str(folder / "a.parquet"))
+    with duckdb.connect(str(folder / "a.duckdb")) as con:
+        con.execute("CREATE TABLE a AS SELECT 1 AS a")
+    (folder / "link.csv").symlink_to(folder / "a.csv")
+    return folder
+
+
+SHUT = r"file system operations are disabled by configuration"
+ONE = "one query at a time (SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE), this is: "
+
+
+@pytest.mark.parametrize(
+    ("query", "line"),
+    [
+        ("FROM read_csv('{0}/a.csv')", SHUT),
+        ("FROM read_csv('{0}/link.csv')", SHUT),
+        ("FROM read_csv('/dev/stdin')", SHUT),
+        ("FROM read_text('{0}/a.csv')", SHUT),
+        ("FROM read_blob('{0}/../secret/a.csv')", SHUT),
+        ("FROM read_json('{0}/a.json')", SHUT),
+        ("FROM read_parquet('{0}/a.parquet')", SHUT),
+        ("FROM parquet_metadata('{0}/a.parquet')", SHUT),
+        ("FROM sniff_csv('{0}/a.csv')", SHUT),
+        ("FROM glob('{0}/*')", SHUT),
+        ("FROM '{0}/a.parquet'", SHUT),
+        ("FROM '{0}/a.csv'", SHUT),
+        ("FROM '/etc/passwd'", "Table with name /etc/passwd does not exist"),
+        ("FROM 'https://example.org/a.parquet'", ""),
+        ("SELECT * FROM query('FROM ''{0}/a.csv''')", SHUT),
+        ("SELECT * FROM images WHERE path IN (SELECT content FROM read_text('{0}/a.csv'))", SHUT),
+        ("SELECT getenv('HOME')", "getenv"),
+        ("SELECT * FROM secret", "Table with name secret does not exist"),
+        ("SELECT * FROM json_execute_serialized_sql(json_serialize_sql('FROM ''{0}/a.csv'''))", SHUT),
+        ("COPY images TO '{0}/out.csv'", ONE + "COPY"),
+        ("COPY (SELECT 1) TO '{1}.wal'", ONE + "COPY"),
+        ("COPY (SELECT 1) TO '{1}'", ONE + "COPY"),
+        ("EXPLAIN ANALYZE COPY (SELECT 1) TO '{1}.wal'", ONE + "EXPLAIN"),
+        ("ATTACH '{0}/a.duckdb' AS a", ONE + "ATTACH"),
+        ("DETACH sparsight", ONE + "DETACH"),
+        ("EXPORT DATABASE '{0}/db'", ONE + "EXPORT"),
+        ("IMPORT DATABASE '{0}/db'", ONE),
+        ("INSTALL httpfs", ONE + "LOAD"),
+        ("LOAD httpfs", ONE + "LOAD"),
+        ("SET enable_external_access = true", ONE + "SET"),
+        ("RESET lock_configuration", ONE + "SET"),
+        ("SET memory_limit = '900GB'", ONE + "SET"),
+        ("PRAGMA enable_profiling", ""),
+        ("CALL enable_logging()", ONE + "CALL"),
+        ("CREATE SECRET s (TYPE http)", ONE),
+        ("CREATE TABLE x (i INTEGER)", ONE + "CREATE"),
+        ("INSERT INTO skipped VALUES ('a', 'b')", ONE + "INSERT"),
+        ("UPDATE images SET label = 'x'", ONE + "UPDATE"),
+        ("DELETE FROM images", ONE + "DELETE"),
+        ("DROP TABLE images", ONE + "DROP"),
+        ("USE memory", ONE + "SET"),
+        ("CHECKPOINT", ONE),
+        ("SELECT 1; SELECT 2", ONE + "SELECT, SELECT"),
+        ("SELECT 1; SET enable_external_access = true", ONE + "SELECT, SET"),
+        ("SELECT 1) TO '{0}/out.csv'; --", "Parser Error"),
+        ("", ONE + "nothing"),
+        ("/* nothing */", ONE + "nothing"),
+        ("SELEC 1", 'Parser Error: syntax error at or near "SELEC"'),
+        ("SELECT nothing FROM images", "Binder Error"),
+        ("SELECT 'x'::INTEGER", "Conversion Error"),
+        ("SELECT ?", ""),
+        ("SELECT '\udcff'", "not valid UTF-8"),
+    ],
+)
+def test_sql_reads_the_index_and_nothing_else(run, index, secret, query, line):
+    before = {p: p.read_bytes() for p in index.parent.rglob("*") if p.is_file()}
+    result = run("sql", query.format(secret, index / DATABASE), "--index", index, code=2)
+    assert line in result.stderr
+    assert not result.stdout
+    assert {p: p.read_bytes() for p in index.parent.rglob("*") if p.is_file()} == before
+
+
+def test_the_lock_holds_without_the_look_at_the_statement(index, secret):
+    """The second wall: what the first refuses is refused by the connection as well."""
+    for query in (
+        f"COPY images TO '{secret}/out.csv'",
+        f"ATTACH '{secret}/a.duckdb' AS a",
+        "SET enable_external_access = true",
+        "SET lock_configuration = false",
+        "RESET lock_configuration",
+        "SET memory_limit = '900GB'",
+        "INSERT INTO skipped VALUES ('a', 'b')",
+        "DROP TABLE images",
+        "LOAD httpfs",
+        "INSTALL httpfs",
+    ):
+        with Query(index, "SELECT 1") as q, pytest.raises(duckdb.Error, match=r"disabled|locked|read-only"):
+            q._con.execute(query)
+    with Query(index, "SELECT current_setting('temp_directory'), current_setting('memory_limit')") as q:
+        assert list(q.texts()) == [("", "953.6 MiB")]
+
+
+def test_sql_prints_a_table_and_says_what_it_leaves_off(run, index):
+    result = run("sql", "SELECT image_id, label FROM images ORDER BY image_id;", "--limit", 2, "--index", index)
+    assert result.stdout.splitlines() == ["image_id  label", "0         a", "1         NULL"]
+    assert "the first 2 rows" in result.stderr
+    assert not run("sql", "FROM images LIMIT 2", "--limit", 2, "--index", index).stderr
+    result = run("sql", "FROM range(200)", "--index", index)
+    assert len(result.stdout.splitlines()) == 101
+    assert "the first 100 rows" in result.stderr
+    assert len(run("sql", "FROM range(200)", "--json", "--index", index).stdout.splitlines()) == 200
+
+
+def test_sql_reads_stdin(index):
+    for more in ([], ["-"]):
+        done = subprocess.run(
+            [sys.executable, "-c", "from eval.cli import main; main()", "sql", *more, "--json", "--index", str(index)],
+            input=b"SELECT count(*) AS n FROM images -- all; of them\n",
+            capture_output=True,
+            check=True,
+        )
+        assert json.loads(done.stdout) == {"n": 12}
+
+
+@pytest.mark.parametrize(
+    ("sql", "value"),
+    [
+        ("NULL", None),
+        ("'nan'::FLOAT", "NaN"),
+        ("[1, '-inf'::DOUBLE, NULL]", [1.0, "-Infinity", None]),
+        ("{'NaN': 'a \"NaN\" Infinity', 'b': 'nan'::FLOAT}", {"NaN": 'a "NaN" Infinity', "b": "NaN"}),
+        ("0.1::FLOAT", float(np.float32(0.1))),
+        ("1.50::DECIMAL(5, 2)", 1.5),
+        ("170141183460469231731687303715884105727", 2**127 - 1),
+        ("DATE '2026-11-25'", "2026-11-25"),
+        ("'infinity'::DATE", "infinity"),
+        ("TIMESTAMP '2026-11-25 01:02:03.000004'", "2026-11-25 01:02:03.000004"),
+        ("TIME '24:00:00'", "24:00:00"),
+        ("INTERVAL '1 month 3 days'", "1 month 3 days"),
+        ("'00000000-0000-0000-0000-000000000001'::UUID", "00000000-0000-0000-0000-000000000001"),
+        ("'\\xFF\\x00a'::BLOB", "/wBh"),
+        ("MAP {1: 'a', 2: NULL}", {"1": "a", "2": None}),
+        ("[{'a': [1, 2]}, NULL]", [{"a": [1, 2]}, None]),
+        ("'{\"a\": 1}'::JSON", {"a": 1}),
+        ("'101'::BIT", "101"),
+        ("'é' || chr(10) || chr(0)", "é\n\0"),
+        ("true", True),
+    ],
+)
+def test_every_value_is_valid_json(index, sql, value):
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    with Query(index, f"SELECT {sql} AS v") as q:
+        (line,) = q.json_lines()
+    assert json.loads(line, parse_constant=refuse) == {"v": value}
+
+
+def test_columns_of_one_name_are_all_there(index):
+    with Query(index, 'SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS "x""y"') as q:
+        (line,) = q.json_lines()
+        assert list(json.loads(line).values()) == [1, 2, 3, 4]
+    with Query(index, "SHOW TABLES") as q:
+        assert ("postings",) in list(q.texts())
+    with Query(index, "SELECT unnest([2, 3, 1]) AS x ORDER BY x DESC") as q:
+        assert list(q.texts()) == [("3",), ("2",), ("1",)]
+
+
+def test_an_answer_streams(index):
+    with Query(index, "SELECT i, repeat('x', 1000) FROM range(100000000) t(i)") as q:
+        rows = q.json_lines()
+        assert [json.loads(next(rows))["i"] for _ in range(2500)] == list(range(2500))
+
+
+def test_a_query_beyond_its_memory_is_one_line(index):
+    with (
+        pytest.raises(SparsightError, match="Out of Memory") as e,
+        Query(index, "SELECT list(repeat('x', 100000) || i) FROM range(100000) t(i)") as q,
+    ):
+        next(q.texts())
+    assert not isinstance(e.value, CallError)
+
+
+@pytest.mark.parametrize("query", ["SELECT count(*) FROM range(1000000000000) t(i) WHERE hash(i) = 7"])
+def test_ctrl_c_ends_a_query(index, query):
+    code = "import eval.cli, indexer.exchange\nprint('x', flush=True)\neval.cli.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "sql", query, "--index", str(index)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr.strip()) == (130, "Error: interrupted")
+
+
+def test_hits_go_to_a_file(run, small_index, tmp_path):
+    at = ("search", "--concept", "cat", "-k", 3, "--index", small_index)
+    hits = [json.loads(line) for line in run(*at, "--json", "--out", tmp_path / "h.jsonl").stdout.splitlines()]
+    assert len(hits) == 3
+    assert [json.loads(line) for line in (tmp_path / "h.jsonl").read_text().splitlines()] == hits
+    run(*at, "--out", tmp_path / "h.parquet")
+    found = duckdb.sql(f"FROM '{tmp_path}/h.parquet'")
+    assert [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()] == hits
+    assert "must end in" in run(*at, "--out", tmp_path / "h.csv", code=2).stderr
+    assert "cannot write the hits" in run(*at, "--out", tmp_path / "none" / "h.parquet", code=1).stderr
+    assert sorted(os.listdir(tmp_path)) == ["h.jsonl", "h.parquet"]
+
+
+def test_no_index_and_damaged_index(run, tmp_path):
+    for command in (("sql", "SELECT 1"), ("export", tmp_path / "out")):
+        assert "no index in" in run(*command, "--index", tmp_path, code=1).stderr
+    (tmp_path / DATABASE).write_bytes(b"no database" * 999)
+    for command in (("sql", "SELECT 1"), ("export", tmp_path / "out")):
+        assert "not a readable index" in run(*command, "--index", tmp_path, code=1).stderr
+    assert "no table 'x'" in run("export", tmp_path / "out", "--tables", "x", "--index", tmp_path, code=2).stderr
