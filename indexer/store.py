@@ -1,21 +1,28 @@
 """The store: one index is one folder, and `index.duckdb` in it is the single source of truth.
 
-The database is built under another name in one transaction, synced, and renamed: a reader sees the old
-index or the new one. It is written in the v1.4.0 storage format, so that any DuckDB from 1.4 on opens it
-with plain SQL. Postings are packed (`indexer.postings`) in blocks clustered by concept, so that a look-up reads
-that concept's blocks only; the view `postings` shows them as plain rows.
+The database is never changed where it stands. It is built, or a copy of it changed, under another name in one
+transaction, synced, and renamed: whatever happens, and whoever reads meanwhile, there is the old index or the new
+one. DuckDB's own locks would make every reader wait for a writer, and a writer for every reader. What a change costs
+beside its pictures is the copy (a file system with reflinks shares the blocks).
+Image ids are given once: a removed picture's is not used again, so they may have gaps. Row i of every array is the
+i-th picture by id. The file is in the v1.4.0 storage format, so that any DuckDB from 1.4 on opens it with plain SQL.
+Postings are packed (`indexer.postings`) in blocks clustered by concept, so that a look-up reads that concept's blocks
+only; the view `postings` shows them as plain rows.
 No ART index (PRIMARY KEY, UNIQUE): they are slow to fill and have open corruption reports.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from shutil import copyfile
+from typing import Protocol
 
 import duckdb
 import numpy as np
@@ -24,11 +31,13 @@ from scipy import sparse
 from indexer.postings import Postings, pack
 from training.centring import Means
 from training.errors import SparsightError
+from training.files import publish
 
 DATABASE = "index.duckdb"
-FORMAT = 2
+FORMAT = 3
 STORAGE_VERSION = "v1.4.0"
 CHUNK = 4096  # thumbnails in memory at a time
+DEAD_SHARE = 0.25  # of the stored rows: from here a change compacts
 
 SCHEMA = """
 CREATE TABLE meta (key VARCHAR, value VARCHAR);
@@ -61,18 +70,33 @@ FROM lists;
 """
 
 
-@dataclass
-class Contents:
-    """All that an index holds, as arrays.
-
-    X (n, d), W (n, m) CSR, D (m, d), T (c, d); per picture: paths, splits, labels, terms, hashes (None where
-    unknown), l1 and gap (n,), thumbnails (JPEG bytes, or an empty list); per concept: names, aliases,
-    parents (the class each belongs to, or None); skipped: path and reason of what was not taken; meta: what
-    `meta` is to say beside the counts; means: what was subtracted from the embeddings of each modality, if anything.
-    """
+@dataclass(kw_only=True)
+class Rows:
+    """Pictures: X (n, d), W (n, m) CSR; paths, splits, labels, terms, hashes (None where unknown), l1 and gap (n,),
+    thumbnails (JPEG bytes, or an empty list)."""
 
     X: np.ndarray
     W: sparse.csr_matrix
+    paths: Sequence[str]
+    splits: Sequence[str | None]
+    labels: Sequence[str | None]
+    terms: Sequence[str | None]
+    hashes: Sequence[str | None]
+    l1: np.ndarray
+    gap: np.ndarray
+    thumbnails: Sequence[bytes] = ()
+
+
+@dataclass(kw_only=True)
+class Contents(Rows):
+    """All that an index holds, as arrays.
+
+    D (m, d), T (c, d); per concept: names, aliases, parents (the class each belongs to, or None); skipped: path and
+    reason of what was not taken; meta: what `meta` is to say beside the counts; means: what was subtracted from the
+    embeddings of each modality, if anything; ids (n,) ascending: the pictures' where they are not 0 … n − 1, and
+    next_id: the one that the next picture is to get.
+    """
+
     D: np.ndarray
     T: np.ndarray
     classes: list[str]
@@ -80,17 +104,35 @@ class Contents:
     aliases: list[list[str]]
     parents: list[str | None]
     source: str
-    paths: list[str]
-    splits: list[str | None]
-    labels: list[str | None]
-    terms: list[str | None]
-    hashes: list[str | None]
-    l1: np.ndarray
-    gap: np.ndarray
-    thumbnails: Sequence[bytes] = ()
     skipped: Sequence[tuple[str, str]] = ()
     meta: dict[str, object] = field(default_factory=dict)
     means: Means | None = None
+    ids: np.ndarray | None = None
+    next_id: int = 0
+
+
+@dataclass(kw_only=True)
+class Change:
+    """What is to be done to an index, all of it at once.
+
+    removed: ids; added: pictures, coded against the index's dictionary; moved: id → new path, split, label; skipped:
+    path and reason of what was not taken (in place of what was said of these paths before); classes: names and
+    embeddings (c, d) of those to add.
+    """
+
+    removed: Sequence[int] = ()
+    added: Rows | None = None
+    moved: Mapping[int, tuple[str, str | None, str | None]] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str]] = ()
+    classes: tuple[Sequence[str], np.ndarray] | None = None
+
+
+class HasFingerprint(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -103,73 +145,150 @@ class Concept:
 
 
 def write_store(folder: Path, c: Contents) -> None:
-    """Writes (or atomically replaces) the database of an index folder."""
+    """Writes (or atomically replaces) the database of an index folder, whose lock the caller holds."""
     n, d = c.X.shape
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise SparsightError(f"cannot write an index to {folder}: {e.strerror}; choose another --index") from e
-    generation = _generation(folder / DATABASE) + 1
-    partial = folder / f".{DATABASE}.{os.getpid()}.part"
-    wal = partial.with_name(partial.name + ".wal")
-    meta = {"format": FORMAT, "generation": generation, "n": n, "d": d, "m": len(c.D), "nnz": c.W.nnz, **c.meta}
-    postings = _packed(c.W)
-    con = duckdb.connect()
-    try:
-        con.execute(f"ATTACH {_quote(partial)} AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
-        con.execute("USE store")
+    ids = np.arange(n) if c.ids is None else np.asarray(c.ids, np.int64)
+    next_id = max(c.next_id, int(ids[-1]) + 1 if n else 0)
+    counts = {"n": n, "d": d, "m": len(c.D), "nnz": c.W.nnz, "next_id": next_id, "dead": 0}
+    key = vectors_key(c.X, str(c.meta["dense_factory"]))
+    meta = {"format": FORMAT, "generation": _generation(folder) + 1, **counts, **c.meta, "dense_key": key}
+    postings = _packed(c.W, ids, next_id)
+    with _partial(folder) as partial, _opened(partial) as con:
         con.execute("BEGIN")
         con.execute(SCHEMA.format(d=d))
         _insert(con, "meta", {"key": list(meta), "value": [_to_text(v) for v in meta.values()]})
-        ids = np.arange(n, dtype=np.int32)
-        _insert(
-            con,
-            "images",
-            {
-                "image_id": ids,
-                "path": c.paths,
-                "split": c.splits,
-                "label": c.labels,
-                "term": c.terms,
-                "content_hash": c.hashes,
-                "l1": c.l1.astype(np.float32),
-                "gap": c.gap.astype(np.float32),
-            },
-        )
-        _insert_rows(con, "vectors", {"image_id": ids}, c.X)
+        _insert_pictures(con, ids, c)
         concept_ids = np.arange(len(c.D), dtype=np.int32)
-        aliases = [json.dumps(a) for a in c.aliases]
         columns = {
             "concept_id": concept_ids,
             "name": c.names,
-            "aliases": aliases,
+            "aliases": [json.dumps(a) for a in c.aliases],
             "parent": c.parents,
             "source": [c.source] * len(c.D),
             "images": postings.images.astype(np.int32),
         }
         _insert_rows(con, "concepts", columns, c.D, casts={"aliases": "from_json(aliases, '[\"VARCHAR\"]')"})
         _insert_rows(con, "classes", {"class_id": np.arange(len(c.T), dtype=np.int32), "name": c.classes}, c.T)
-        if len(postings.first):
-            _insert(con, "posting_blocks", _block_rows(postings))
-        for start in range(0, len(c.thumbnails), CHUNK):
-            some = range(start, min(start + CHUNK, len(c.thumbnails)))
-            _insert(con, "thumbnails", {"image_id": ids[some], "jpeg": [c.thumbnails[i] for i in some]})
+        _insert(con, "posting_blocks", _block_rows(postings))
         if c.means is not None:
             _insert_rows(con, "means", {"modality": ["image", "text"]}, np.stack([c.means.image, c.means.text]))
-        if c.skipped:
-            _insert(con, "skipped", {"path": [p for p, _ in c.skipped], "reason": [r for _, r in c.skipped]})
+        _insert(con, "skipped", {"path": [p for p, _ in c.skipped], "reason": [r for _, r in c.skipped]})
         con.execute("COMMIT")
-        con.execute("USE memory")
-        con.execute("DETACH store")  # checkpoints: no write-ahead log is left
-        with partial.open("rb+") as f:
-            os.fsync(f.fileno())
-        partial.replace(folder / DATABASE)
+
+
+def change_store(folder: Path, change: Change, before: Callable[[np.ndarray], object] = lambda X: None) -> None:
+    """Changes an index in one transaction on a copy, which takes the index's place; the caller holds the lock.
+
+    Costs the copy, the rows that change, and packing the postings anew. Where a quarter of the stored rows are of
+    removed pictures, the copy is compacted. before: is given the new X, and prevents the change by raising.
+    """
+    removed = sorted(set(change.removed))
+    with Store(folder) as store:
+        meta, kept = store.meta, np.setdiff1d(store.image_ids, removed)
+        if len(kept) + len(removed) != len(store):
+            raise ValueError("to be removed: an id that the index does not hold")
+        next_id = int(meta["next_id"])
+        rows = np.isin(store.image_ids, kept)
+        X, W = store.embeddings()[rows], store.codes()[rows]
+    added = change.added
+    ids = np.arange(next_id, next_id + (len(added.X) if added else 0))
+    if added is not None:
+        X, W = np.concatenate([X, added.X]), sparse.csr_matrix(sparse.vstack([W, added.W]))
+    before(X)
+    next_id += len(ids)
+    postings = _packed(W, np.append(kept, ids), next_id)
+    dead = int(meta["dead"]) + len(removed)
+    counts = {"n": len(X), "nnz": W.nnz, "next_id": next_id, "dead": dead, "generation": int(meta["generation"]) + 1}
+    new_meta = {**counts, "dense_key": vectors_key(X, meta["dense_factory"])}
+    with _partial(folder) as partial:
+        copyfile(folder / DATABASE, partial)
+        with _opened(partial) as con:
+            con.execute("BEGIN")
+            for table in ("images", "vectors", "thumbnails") if removed else ():
+                con.execute(f"DELETE FROM {table} WHERE image_id IN (SELECT unnest(?))", [removed])
+            for image_id, (path, split, label) in change.moved.items():
+                where = [path, split, label, image_id]
+                con.execute("UPDATE images SET path = ?, split = ?, label = ? WHERE image_id = ?", where)
+            if added is not None:
+                _insert_pictures(con, ids, added)
+            if change.classes is not None:
+                names, T = change.classes
+                start = con.execute("SELECT count(*) FROM classes").fetchall()[0][0]
+                class_ids = np.arange(start, start + len(T), dtype=np.int32)
+                _insert_rows(con, "classes", {"class_id": class_ids, "name": names}, T)
+            con.execute("DELETE FROM posting_blocks")
+            _insert(con, "posting_blocks", _block_rows(postings))
+            incoming = {"concept_id": np.arange(postings.m), "images": postings.images}
+            con.register("incoming", incoming)
+            con.execute(
+                "UPDATE concepts SET images = incoming.images FROM incoming "
+                "WHERE concepts.concept_id = incoming.concept_id AND concepts.images <> incoming.images"
+            )
+            con.unregister("incoming")
+            gone = [p for p, _ in change.skipped] + [p for p, _, _ in change.moved.values()]
+            gone += added.paths if added is not None else ()
+            con.execute("DELETE FROM skipped WHERE path IN (SELECT unnest(?::VARCHAR[]))", [gone])
+            _insert(con, "skipped", {"path": [p for p, _ in change.skipped], "reason": [r for _, r in change.skipped]})
+            for key, value in new_meta.items():
+                con.execute("UPDATE meta SET value = ? WHERE key = ?", [_to_text(value), key])
+            con.execute("COMMIT")
+        if dead > DEAD_SHARE * (dead + len(X)):
+            _compact(partial)
+
+
+def compact_store(folder: Path) -> None:
+    """Writes the database anew without the room that removed pictures took; the caller holds the lock."""
+    with _partial(folder) as partial:
+        copyfile(folder / DATABASE, partial)
+        _compact(partial)
+
+
+def _compact(database: Path) -> None:
+    """Replaces a database that nobody reads by one that holds the same rows and nothing else."""
+    small = database.with_name(database.name + ".small")
+    con = duckdb.connect()
+    try:
+        con.execute(f"ATTACH {_quote(database)} AS store (READ_ONLY)")
+        con.execute(f"ATTACH {_quote(small)} AS small (STORAGE_VERSION '{STORAGE_VERSION}')")
+        con.execute("COPY FROM DATABASE store TO small")
+        con.execute("UPDATE small.meta SET value = '0' WHERE key = 'dead'")
+        con.execute("DETACH small")
+    finally:
+        con.close()
+    small.replace(database)
+
+
+@contextmanager
+def _partial(folder: Path) -> Iterator[Path]:
+    """The path of a database in the making, which becomes the index's when the block ends, or is as if never begun."""
+    partial = folder / f".{DATABASE}.{os.getpid()}.part"
+    try:
+        yield partial
+        publish(partial, folder / DATABASE)
     except (duckdb.Error, OSError) as e:
         raise SparsightError(f"cannot write the index {folder}: {_first_line(e)}; the earlier one is unchanged") from e
     finally:
+        for left in folder.glob(f"{partial.name}*"):
+            left.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that writes a database; when the block ends all is in that one file, no write-ahead log is left."""
+    con = duckdb.connect()
+    try:
+        con.execute(f"ATTACH {_quote(database)} AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
+        con.execute("USE store")
+        yield con
+        con.execute("USE memory")
+        con.execute("DETACH store")  # checkpoints
+    finally:
         con.close()
-        partial.unlink(missing_ok=True)
-        wal.unlink(missing_ok=True)
+
+
+def vectors_key(X: np.ndarray, factory: str) -> str:
+    """The checksum of the vectors X (n, d) and of the description of the dense index over them."""
+    return hashlib.sha256(factory.encode() + b"\0" + np.ascontiguousarray(X, np.float32).tobytes()).hexdigest()
 
 
 class Store:
@@ -180,14 +299,18 @@ class Store:
         path = self.folder / DATABASE
         if not path.is_file():
             raise SparsightError(f"no index in {self.folder}: {path} is missing; build one with `sparsight index`")
+        self._inode = path.stat().st_ino
+        self.con = duckdb.connect()  # of its own: DuckDB hands an open file's connection on, however old its state
         try:
-            self.con = duckdb.connect(str(path), read_only=True)
+            self.con.execute(f"ATTACH {_quote(path)} AS store (READ_ONLY)")
+            self.con.execute("USE store")
         except duckdb.Error as e:
+            self.con.close()
             raise SparsightError(f"{path} is not a readable index: {_first_line(e)}; rebuild it") from e
         try:
             self.meta = self._read_meta(path)
         except SparsightError:
-            self.con.close()  # else this process could not open a new index in its place
+            self.con.close()
             raise
 
     def _read_meta(self, path: Path) -> dict[str, str]:
@@ -200,6 +323,13 @@ class Store:
         if version != FORMAT:
             raise SparsightError(f"{path} has format {version}, this sparsight reads {FORMAT}; rebuild it")
         return meta
+
+    def is_current(self) -> bool:
+        """False once another generation has taken the file's place."""
+        try:
+            return os.stat(self.folder / DATABASE).st_ino == self._inode
+        except OSError:
+            return False
 
     def close(self) -> None:
         self.con.close()
@@ -231,6 +361,28 @@ class Store:
     def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple]:
         with self._faults():
             return self.con.execute(sql, list(parameters)).fetchall()
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """(n,) int64, ascending: the id of row i of `embeddings`, `codes` and `images`."""
+        n = len(self)
+        if n == int(self.meta["next_id"]):  # none was removed
+            return np.arange(n)
+        return self._columns("SELECT image_id FROM images ORDER BY image_id")["image_id"].astype(np.int64)
+
+    def known_files(self) -> dict[str, tuple[int, str | None]]:
+        """Id and content hash of each picture by its path."""
+        return {p: (i, h) for i, p, h in self._rows("SELECT image_id, path, content_hash FROM images ORDER BY 1")}
+
+    def refuse_another(self, encoder: HasFingerprint) -> None:
+        """Raises `SparsightError` with both names where an encoder is not the one that the index was built with."""
+        meta = self.meta
+        if encoder.fingerprint != meta["encoder_fingerprint"]:
+            raise SparsightError(
+                f"{self.folder} was built with encoder {meta['encoder_name']} "
+                f"({meta['encoder_fingerprint'][:12]}), not with {encoder.name} ({encoder.fingerprint[:12]}); "
+                "name that one with --encoder, or rebuild the index"
+            )
 
     def embeddings(self) -> np.ndarray:
         """X (n, d)."""
@@ -287,7 +439,7 @@ class Store:
         changes = (np.diff(concept, prepend=-1) != 0) | (np.diff(tier.astype(np.int32), prepend=-1) != 0)
         starts = np.flatnonzero(changes)
         found = Postings(
-            n=len(self),
+            n=int(self.meta["next_id"]),
             m=int(self.meta["m"]),
             concept=concept[starts],
             step=step[starts],
@@ -325,7 +477,10 @@ class Store:
         """W (n, m) CSR, checked: scipy takes damaged indices without a word and then segfaults in a product."""
         with self.damage():
             indptr, ids, weights = self.packed.columns()
-        return sparse.csc_matrix((weights, ids, indptr), shape=(len(self), self.packed.m)).tocsr()
+            rows = np.searchsorted(self.image_ids, ids)
+            if (self.image_ids[np.minimum(rows, len(self) - 1)] != ids).any() if len(ids) else False:
+                raise ValueError("a picture that is not in the index has some")
+        return sparse.csc_matrix((weights, rows.astype(np.int32), indptr), shape=(len(self), self.packed.m)).tocsr()
 
     def codes_of(self, image_ids: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each picture its concept ids and weights; reads the blocks alone that can hold one of a few pictures."""
@@ -365,18 +520,19 @@ class Store:
     def disk_bytes(self) -> dict[str, int]:
         """Bytes on disk by file, and the database's by table (blocks that its segments use)."""
         files = {f.name: f.stat().st_size for f in sorted(self.folder.iterdir()) if f.is_file()}
-        block = self._rows("SELECT block_size FROM pragma_database_size()")[0][0]
+        block = self._rows("SELECT block_size FROM pragma_database_size() WHERE database_name = 'store'")[0][0]
         for table in ("images", "vectors", "concepts", "posting_blocks", "thumbnails"):
             info = self._rows(f"SELECT DISTINCT block_id FROM pragma_storage_info('{table}') WHERE block_id >= 0")
             files[f"{DATABASE}:{table}"] = len(info) * int(block)
         return files
 
 
-def _packed(W: sparse.csr_matrix) -> Postings:
+def _packed(W: sparse.csr_matrix, ids: np.ndarray, next_id: int) -> Postings:
+    """The postings of codes W (n, m) of the pictures ids (n,)."""
     columns = W.tocsc()
     columns.sort_indices()
     try:
-        return pack(columns.indptr, columns.indices, columns.data.astype(np.float32), W.shape[0])
+        return pack(columns.indptr, ids[columns.indices], columns.data.astype(np.float32), next_id)
     except ValueError as e:
         raise SparsightError(f"cannot store the codes: {e}") from e
 
@@ -399,7 +555,28 @@ def _block_rows(p: Postings) -> dict[str, object]:
     }
 
 
+def _insert_pictures(con: duckdb.DuckDBPyConnection, ids: np.ndarray, rows: Rows) -> None:
+    ids = ids.astype(np.int32)
+    columns = {
+        "image_id": ids,
+        "path": rows.paths,
+        "split": rows.splits,
+        "label": rows.labels,
+        "term": rows.terms,
+        "content_hash": rows.hashes,
+        "l1": rows.l1.astype(np.float32),
+        "gap": rows.gap.astype(np.float32),
+    }
+    _insert(con, "images", columns)
+    _insert_rows(con, "vectors", {"image_id": ids}, rows.X)
+    for start in range(0, len(rows.thumbnails), CHUNK):
+        some = range(start, min(start + CHUNK, len(rows.thumbnails)))
+        _insert(con, "thumbnails", {"image_id": ids[some], "jpeg": [rows.thumbnails[i] for i in some]})
+
+
 def _insert(con: duckdb.DuckDBPyConnection, table: str, columns: dict) -> None:
+    if not len(next(iter(columns.values()))):
+        return  # DuckDB knows no type of an empty array of objects
     arrays = {k: v if isinstance(v, np.ndarray) else _objects(v) for k, v in columns.items()}
     con.register("incoming", arrays)
     con.execute(f"INSERT INTO {table} SELECT {', '.join(arrays)} FROM incoming")
@@ -429,9 +606,9 @@ def _stack(column: np.ndarray, d: int) -> np.ndarray:
     return np.stack(list(column)).astype(np.float32) if len(column) else np.zeros((0, d), np.float32)
 
 
-def _generation(path: Path) -> int:
+def _generation(folder: Path) -> int:
     try:
-        with Store(path.parent) as store:
+        with Store(folder) as store:
             return int(store.meta.get("generation", 0))
     except (SparsightError, ValueError):
         return 0
