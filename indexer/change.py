@@ -83,5 +83,5 @@ def _missing(folder: Path, path_of: dict[int, str]) -> dict[int, str]:
 
 def file_exists(path: str) -> bool:
     """Whether a path of the index, written as `path_text` does, is there on disk (a link that leads nowhere is not)."""
-    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), os.fsencode(path))
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda m: bytes([int(m[1], 16)]), os.fsencode(path))
     return os.path.exists(path) or os.path.exists(raw)

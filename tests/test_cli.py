@@ -139,7 +139,7 @@ def test_index_without_data_uses_the_bundled_embeddings_and_says_so(run, tmp_pat
 def test_a_broken_off_index_leaves_the_earlier_one(bundled_index):
     before = {f.name: f.read_bytes() for f in bundled_index.iterdir()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "indexer", "--bundled", "--index", str(bundled_index)],
+        [sys.executable, "-m", "indexer", "index", "--bundled", "--index", str(bundled_index)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
