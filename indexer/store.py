@@ -452,7 +452,7 @@ class Store:
         with self._faults():
             columns = self.con.execute(sql, list(parameters)).fetchnumpy()
             for name, column in columns.items():
-                if np.ma.is_masked(column):
+                if np.ma.is_masked(column) or (column.dtype == object and any(map(np.ma.is_masked, column))):
                     raise ValueError(f"a row has no {name}")
         return columns
 

@@ -92,6 +92,7 @@ HARMS = {  # what is done to the tables → the checks that find it; each can be
     "UPDATE vectors SET embedding = (SELECT embedding FROM vectors WHERE image_id = 1) WHERE image_id = 2": {"vectors"},
     "UPDATE vectors SET embedding = (SELECT atom FROM concepts LIMIT 1)": {"vectors"},
     "UPDATE vectors SET embedding = NULL WHERE image_id = 2": {"vectors"},
+    "UPDATE vectors SET embedding = list_transform(embedding, lambda x: NULL)::FLOAT[256]": {"vectors"},
     "UPDATE vectors SET embedding = list_transform(embedding, lambda x: 2 * x)::FLOAT[256]": {"vectors"},
     "UPDATE meta SET value = 'abc' WHERE key = 'dense_key'": {"vectors", "dense"},
     "UPDATE posting_blocks SET first = -1": {"postings"},
