@@ -168,9 +168,9 @@ def _examine_database(store: Store) -> list[Finding]:
 def _unreadable(store: Store) -> dict[str, str]:
     """Tables with a block that cannot be read, and why: DuckDB compares a block's checksum when it is read."""
     out = {}
-    for (table,) in store.rows("SELECT table_name FROM duckdb_tables() WHERE database_name = 'store' ORDER BY 1"):
+    for (table,) in store._rows("SELECT table_name FROM duckdb_tables() WHERE database_name = 'store' ORDER BY 1"):
         try:
-            store.rows(f'SELECT bit_xor(hash(t)) FROM "{table}" t')
+            store._rows(f'SELECT bit_xor(hash(t)) FROM "{table}" t')
         except SparsightError as e:
             out[table] = _cause(e).partition(": ")[2]
     return out
@@ -186,20 +186,20 @@ def _take_true_counts(store: Store) -> Iterator[Fault]:
     """Tells of counts that are not those of the tables; from here on the store has those of the tables."""
     true = dict.fromkeys(bad_counts(store.meta), 0)
     true["d"] = _dimensions(store)
-    n, last, true["m"] = store.rows(
+    n, last, true["m"] = store._rows(
         "SELECT count(*), coalesce(max(image_id), -1), (SELECT count(*) FROM concepts) FROM images"
     )[0]
     true["n"] = n
     if "next_id" in true or int(store.meta["next_id"]) <= last:
         true["next_id"] = last + 1
     with suppress(SparsightError):
-        true["nnz"] = int(store.rows("SELECT coalesce(sum(count), 0) FROM posting_blocks")[0][0])
+        true["nnz"] = int(store._rows("SELECT coalesce(sum(count), 0) FROM posting_blocks")[0][0])
     for key, value in true.items():
         if store.meta.get(key) != str(value):
             yield Fault(f"{key} is {store.meta.get(key)} in the meta data, {value} by the tables")
             store.meta[key] = str(value)
     with suppress(SparsightError):
-        differ = store.rows(
+        differ = store._rows(
             "SELECT concept_id FROM concepts LEFT JOIN (SELECT concept_id, sum(count) AS held FROM posting_blocks "
             "GROUP BY 1) USING (concept_id) WHERE images IS DISTINCT FROM coalesce(held, 0)"
         )
@@ -210,7 +210,7 @@ def _take_true_counts(store: Store) -> Iterator[Fault]:
 def _dimensions(store: Store) -> int:
     """d, by the column of the vectors; 0 where there is none."""
     where = "database_name = 'store' AND table_name = 'vectors' AND column_name = 'embedding'"
-    kinds = store.rows(f"SELECT data_type FROM duckdb_columns() WHERE {where}")
+    kinds = store._rows(f"SELECT data_type FROM duckdb_columns() WHERE {where}")
     size = kinds[0][0].removeprefix("FLOAT[").removesuffix("]") if kinds else ""
     return int(size) if size.isdecimal() else 0
 
@@ -219,7 +219,7 @@ def _check_ids(store: Store) -> Iterator[Fault]:
     ids: dict[str, set[int]] = {}
     for table in ("images", "vectors", "thumbnails"):
         ids[table] = set(_ids(store, table))
-        if lacking := store.rows(f"SELECT count(*) FROM {table}")[0][0] - len(ids[table]):
+        if lacking := store._rows(f"SELECT count(*) FROM {table}")[0][0] - len(ids[table]):
             yield Fault(f"{lacking} rows of {table} have no id, or that of another")
         if beyond := [i for i in ids[table] if not 0 <= i < int(store.meta["next_id"])]:
             yield Fault(f"{len(beyond)} ids of {table} are out of range (the first: {min(beyond)})")
@@ -228,13 +228,13 @@ def _check_ids(store: Store) -> Iterator[Fault]:
     if bad := ids["thumbnails"] - ids["images"]:
         yield Fault(f"{len(bad)} thumbnails (the first: {min(bad)}) are of no picture")
     for table, column in (("concepts", "concept_id"), ("classes", "class_id")):
-        numbers = [i for (i,) in store.rows(f"SELECT {column} FROM {table} ORDER BY 1")]
+        numbers = [i for (i,) in store._rows(f"SELECT {column} FROM {table} ORDER BY 1")]
         if numbers != list(range(len(numbers))):
             yield Fault(f"the ids of {table} are not 0 … {len(numbers) - 1}", AGAIN)
 
 
 def _check_paths(store: Store) -> Iterator[Fault]:
-    bad = store.rows("SELECT path, count(*) FROM images GROUP BY 1 HAVING count(*) > 1 OR path IS NULL ORDER BY 1")
+    bad = store._rows("SELECT path, count(*) FROM images GROUP BY 1 HAVING count(*) > 1 OR path IS NULL ORDER BY 1")
     if bad:
         first = f"{bad[0][1]} of {bad[0][0]}"
         yield Fault(f"{len(bad)} paths name several pictures, or none ({first}); a repair keeps the newest of each")
@@ -252,7 +252,7 @@ def _check_vectors(store: Store) -> Iterator[Fault]:
 def _check_dictionary(store: Store) -> Iterator[Fault]:
     D = store.dictionary()
     store.means()
-    names = [str(name) for (name,) in store.rows("SELECT name FROM concepts ORDER BY concept_id")]
+    names = [str(name) for (name,) in store._rows("SELECT name FROM concepts ORDER BY concept_id")]
     if bad := _not_unit(D):
         yield Fault(f"{len(bad)} atoms (the first: {names[bad[0]]}) are not of unit norm", AGAIN)
     elif Dictionary(names, [], [], D, "").fingerprint != store.meta["dictionary_fingerprint"]:
@@ -371,7 +371,7 @@ def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str]]:
         raise SparsightError(f"it has no column {', '.join(bad)}")
     list(_take_true_counts(store))
     columns = "image_id, path, split, label, term, content_hash, l1, gap"
-    every = store.rows(f"SELECT DISTINCT {columns} FROM images ORDER BY 1")
+    every = store._rows(f"SELECT DISTINCT {columns} FROM images ORDER BY 1")
     rows = _one_each(every)
     newest = {row[1]: image_id for image_id, row in rows.items() if row[1] is not None}
     X_of = _salvage_vectors(store, faults)
@@ -381,7 +381,7 @@ def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str]]:
     pictures = [rows[i] for i in ids.tolist()]
     X = np.stack([X_of[i] for i in ids.tolist()]) if len(ids) else np.zeros((0, store.d), np.float32)
     D = store.dictionary()
-    concepts = store.rows("SELECT concept_id, name, aliases, parent, source FROM concepts ORDER BY 1")
+    concepts = store._rows("SELECT concept_id, name, aliases, parent, source FROM concepts ORDER BY 1")
     for check in (_check_dictionary, _check_classes):
         if fault := next(check(store), None):
             raise SparsightError(f"the {check.__name__.removeprefix('_check_')}: {fault.message}")
@@ -437,7 +437,7 @@ def _salvage_vectors(store: Store, faults: set[str]) -> dict[int, np.ndarray]:
     """x (d,) of each picture by its id: from the database, or from the dense index where that is proven right."""
     if faults & {"vectors", "database"} and (X := _proven_copy(store)) is not None:
         return dict(zip(_ids(store, "images"), X, strict=True))
-    rows = store.rows("SELECT DISTINCT image_id, embedding FROM vectors WHERE embedding IS NOT NULL ORDER BY 1")
+    rows = store._rows("SELECT DISTINCT image_id, embedding FROM vectors WHERE embedding IS NOT NULL ORDER BY 1")
     found = {i: np.array(row[1], np.float32) for i, row in _one_each(rows).items()}
     if bad := _not_unit(np.stack(list(found.values()))) if found else []:
         raise SparsightError(f"{len(bad)} vectors are not of unit norm")
@@ -463,7 +463,7 @@ def _proven_copy(store: Store) -> np.ndarray | None:
 
 
 def _ids(store: Store, table: str) -> list[int]:
-    return [i for (i,) in store.rows(f"SELECT image_id FROM {table} WHERE image_id IS NOT NULL ORDER BY 1")]
+    return [i for (i,) in store._rows(f"SELECT image_id FROM {table} WHERE image_id IS NOT NULL ORDER BY 1")]
 
 
 def _salvage_codes(store: Store, ids: np.ndarray) -> Any:

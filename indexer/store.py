@@ -371,7 +371,7 @@ class Store:
         if wrong := self.bad_columns(self.d):
             raise self._damaged(f"it has no column {wrong[0]}")
         n, m, next_id = (int(self.meta[key]) for key in ("n", "m", "next_id"))
-        lengths = self.rows(
+        lengths = self._rows(
             "SELECT (SELECT count(*) FROM images), (SELECT count(*) FROM vectors), (SELECT count(*) FROM concepts), "
             "coalesce(min(image_id), 0), coalesce(max(image_id), -1) FROM images"
         )[0]
@@ -386,7 +386,7 @@ class Store:
             for column in re.split(r",\s+", columns)
         }
         columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE database_name = 'store'"
-        return sorted(" ".join(column) for column in wanted - set(self.rows(columns)))
+        return sorted(" ".join(column) for column in wanted - set(self._rows(columns)))
 
     def _damaged(self, what: str) -> SparsightError:
         return SparsightError(f"the index {self.folder} is damaged: {what}; {WAY_OUT}")
@@ -456,7 +456,7 @@ class Store:
                     raise ValueError(f"a row has no {name}")
         return columns
 
-    def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple]:
+    def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple]:
         """What a statement answers; raises `SparsightError` where the file cannot be read."""
         with self._faults():
             return self.con.execute(sql, list(parameters)).fetchall()
@@ -471,7 +471,7 @@ class Store:
 
     def known_files(self) -> dict[str, tuple[int, str | None]]:
         """Id and content hash of each picture by its path."""
-        rows = self.rows("SELECT image_id, path, content_hash FROM images WHERE path IS NOT NULL ORDER BY 1")
+        rows = self._rows("SELECT image_id, path, content_hash FROM images WHERE path IS NOT NULL ORDER BY 1")
         return {p: (i, h) for i, p, h in rows}
 
     def refuse_another(self, encoder: HasFingerprint) -> None:
@@ -493,7 +493,7 @@ class Store:
 
     def embeddings_of(self, image_ids: Sequence[int]) -> np.ndarray:
         """Rows of X (len(image_ids), d), in their order."""
-        rows = self.rows(f"SELECT image_id, embedding FROM vectors WHERE image_id IN ({_marks(image_ids)})", image_ids)
+        rows = self._rows(f"SELECT image_id, embedding FROM vectors WHERE image_id IN ({_marks(image_ids)})", image_ids)
         by_id = {i: np.asarray(e, np.float32) for i, e in rows if e is not None and None not in e}
         if missing := [i for i in image_ids if i not in by_id]:
             raise self._damaged(f"picture {missing[0]} has no vector")
@@ -526,7 +526,7 @@ class Store:
 
     def concepts(self) -> list[Concept]:
         """Every concept, with the number of pictures that it helps to make up."""
-        rows = self.rows("SELECT concept_id, name, aliases, parent, images FROM concepts ORDER BY concept_id")
+        rows = self._rows("SELECT concept_id, name, aliases, parent, images FROM concepts ORDER BY concept_id")
         if [row[0] for row in rows] != list(range(len(rows))) or any(
             None in (name, count, *(aliases or ())) for _, name, aliases, _, count in rows
         ):
@@ -540,7 +540,7 @@ class Store:
         """
         condition = "true" if concept_ids is None else f"concept_id IN ({_marks(concept_ids)})"
         found = self._postings(condition, concept_ids or ())
-        images = self.rows(f"SELECT concept_id, images FROM concepts WHERE {condition}", concept_ids or ())
+        images = self._rows(f"SELECT concept_id, images FROM concepts WHERE {condition}", concept_ids or ())
         with self.damage():
             if self._checks and any(found.images[concept] != count for concept, count in images):
                 raise ValueError("a concept has not as many as it should")
@@ -612,7 +612,7 @@ class Store:
         """Dicts of the images' columns, in the order asked for (all of them, by id, without one)."""
         where = "" if image_ids is None else f" WHERE image_id IN ({_marks(image_ids)})"
         keys = ("image_id", "path", "split", "label", "term", "l1", "gap")
-        rows = self.rows(f"SELECT {', '.join(keys)} FROM images{where} ORDER BY image_id", image_ids or ())
+        rows = self._rows(f"SELECT {', '.join(keys)} FROM images{where} ORDER BY image_id", image_ids or ())
         dicts = [dict(zip(keys, row, strict=True)) for row in rows]
         if image_ids is None:
             return dicts
@@ -623,24 +623,24 @@ class Store:
 
     def find_path(self, path: str) -> int | None:
         """The id of the picture with a path; the first where several share it."""
-        rows = self.rows("SELECT min(image_id) FROM images WHERE path = ?", [path])
+        rows = self._rows("SELECT min(image_id) FROM images WHERE path = ?", [path])
         return rows[0][0]
 
     def thumbnails(self, image_ids: Sequence[int]) -> dict[int, bytes]:
         """JPEG bytes by image id; pictures without one are left out."""
-        rows = self.rows(f"SELECT image_id, jpeg FROM thumbnails WHERE image_id IN ({_marks(image_ids)})", image_ids)
+        rows = self._rows(f"SELECT image_id, jpeg FROM thumbnails WHERE image_id IN ({_marks(image_ids)})", image_ids)
         return {i: bytes(jpeg) for i, jpeg in rows if jpeg is not None}
 
     def skipped(self) -> list[tuple[str, str]]:
         """(path, reason) of the files that were not taken."""
-        return self.rows("SELECT path, reason FROM skipped ORDER BY path")
+        return self._rows("SELECT path, reason FROM skipped ORDER BY path")
 
     def disk_bytes(self) -> dict[str, int]:
         """Bytes on disk by file, and the database's by table (blocks that its segments use)."""
         files = {f.name: f.stat().st_size for f in sorted(self.folder.iterdir()) if f.is_file()}
-        block = self.rows("SELECT block_size FROM pragma_database_size() WHERE database_name = 'store'")[0][0]
+        block = self._rows("SELECT block_size FROM pragma_database_size() WHERE database_name = 'store'")[0][0]
         for table in ("images", "vectors", "concepts", "posting_blocks", "thumbnails"):
-            info = self.rows(f"SELECT DISTINCT block_id FROM pragma_storage_info('{table}') WHERE block_id >= 0")
+            info = self._rows(f"SELECT DISTINCT block_id FROM pragma_storage_info('{table}') WHERE block_id >= 0")
             files[f"{DATABASE}:{table}"] = len(info) * int(block)
         return files
 

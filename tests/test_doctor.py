@@ -53,7 +53,7 @@ def flip_blocks_of(folder: Path, table: str) -> None:
     with Store(folder) as store:
 
         def blocks(name: str) -> set[int]:
-            return {b for (b,) in store.rows(f"SELECT DISTINCT block_id FROM pragma_storage_info('{name}')") if b >= 0}
+            return {b for (b,) in store._rows(f"SELECT DISTINCT block_id FROM pragma_storage_info('{name}')") if b >= 0}
 
         others = ["images", "vectors", "concepts", "classes", "posting_blocks", "thumbnails", "meta"]
         own = blocks(table) - set().union(*(blocks(t) for t in others if t != table))
