@@ -3,7 +3,6 @@ for corrupted pictures need the encoder, and the latter the pictures too."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -66,7 +65,7 @@ def evaluate(
     R = reconstruct(W, D)
     dense_scores, sparse_scores = X @ T.T, R @ T.T
     dense_right, sparse_right = dense_scores.argmax(1) == labels, sparse_scores.argmax(1) == labels
-    coder = CoderConfig(**json.loads(store.meta["coder"]))
+    coder = store.coder
     n = len(chosen)
     known_terms = any(rows[i]["term"] is not None for i in chosen)
     terms = np.array([str(rows[i]["term"]) for i in chosen]) if known_terms else None

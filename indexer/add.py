@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from indexer.build import bar, encode_files
 from indexer.change import commit, file_exists
 from indexer.coder import encode_sparse
-from indexer.config import CoderConfig, IndexConfig
+from indexer.config import IndexConfig
 from indexer.folder import Skipped, find_pictures, folder_labels
 from indexer.journal import Journal
 from indexer.lock import writing
@@ -63,8 +62,7 @@ def add_pictures(
             X = centre(X, means.image)
         places = _labels(store, [*new_paths, *plan.moved.values()])
         with bar("code", len(X)) as step:
-            coder = CoderConfig(**json.loads(store.meta["coder"]))
-            codes = encode_sparse(X, store.dictionary(), coder, device=encoder.device, progress=step)
+            codes = encode_sparse(X, store.dictionary(), store.coder, device=encoder.device, progress=step)
         change = Change(
             removed=plan.removed,
             added=Rows(
@@ -124,4 +122,4 @@ def _new_classes(
         return None
     means = store.means()
     embedder = encoder if means is None else encoder.centred(means)  # type: ignore[union-attr]
-    return names, embedder.encode_concepts(names, json.loads(store.meta["templates"]))
+    return names, embedder.encode_concepts(names, store.templates)

@@ -10,7 +10,7 @@ import click
 
 from indexer.config import CoderConfig, IndexConfig
 from training.cli import Command, Group, data_option, device_option, index_option, json_option
-from training.errors import CallError
+from training.errors import CallError, SparsightError
 from training.files import printable
 
 
@@ -188,6 +188,34 @@ def compact(index_dir: Path) -> None:
     click.echo(f"{index_dir}: {before:,} bytes before, {(index_dir / DATABASE).stat().st_size:,} now")
 
 
+@click.command(cls=Command)
+@click.option("--repair", is_flag=True, help="Make good what can be derived from the vectors and the dictionary.")
+@index_option
+@json_option
+def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
+    """Checks all of an index: its files, tables, counts, vectors, postings and codes; exits 1 where there is a fault.
+
+    --repair builds the dense index, the postings and the counts anew, and removes what is half or of no picture. The
+    database that it replaces is kept beside the new one.
+    """
+    from indexer.doctor import examine
+    from indexer.doctor import repair as mend
+
+    if repair:
+        for line in mend(index_dir):
+            click.echo(line, err=True)
+    findings = examine(index_dir)
+    for f in findings:
+        if as_json:
+            click.echo(json.dumps({"check": f.check, "status": f.status, "message": f.message, "way_out": f.way_out}))
+        else:
+            way_out = f"; {f.way_out}" if f.way_out else ""
+            click.echo(f"{f.status:<6} {f.check:<11} {printable(f.message)}{way_out}")
+    if faults := [f for f in findings if f.status == "fault"]:
+        checks = ", ".join(dict.fromkeys(f.check for f in faults))
+        raise SparsightError(f"{index_dir}: {len(faults)} faults ({checks}); {faults[0].way_out}")
+
+
 def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
     """The first few paths with what is to be said of them, on stderr."""
     if not items:
@@ -214,5 +242,5 @@ def builds() -> None:
     """Builds an index, and changes it in place."""
 
 
-for command in (index, add, remove, compact):
+for command in (index, add, remove, compact, doctor):
     builds.add_command(command)

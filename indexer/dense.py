@@ -63,8 +63,9 @@ def cached_dense(store: Store):
     """The dense index as its file holds it; None where that is missing, stale or damaged."""
     import faiss
 
+    path = store.folder / FILE
     try:
-        data = (store.folder / FILE).read_bytes()
+        data = path.read_bytes() if path.is_file() else b""  # a pipe would be waited for
     except OSError:
         return None
     if (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ class Journal:
         self._X: list[np.ndarray] = []
         self._at: dict[str, tuple[int, int]] = {}  # content hash → batch, row
         self._open: tuple[int, dict[str, np.ndarray]] | None = None
-        for path in sorted(self.folder.glob(f"{self._key}-*.batch")):
+        for path in (p for p in pending(folder) if p.name.startswith(f"{self._key}-")):
             try:
-                self._take(path, *_read(path))
+                self._take(path, *read_batch(path))
             except (OSError, ValueError, KeyError, SafetensorError):
                 path.unlink(missing_ok=True)
 
@@ -81,7 +81,7 @@ class Journal:
     def thumbnail(self, content_hash: str) -> bytes:
         batch, row = self._at[content_hash]
         if self._open is None or self._open[0] != batch:
-            self._open = batch, _read(self._batches[batch])[1]
+            self._open = batch, read_batch(self._batches[batch])[1]
         tensors = self._open[1]
         start = int(tensors["ends"][row - 1]) if row else 0
         return tensors["thumbnails"][start : int(tensors["ends"][row])].tobytes()
@@ -107,7 +107,8 @@ class _Thumbnails(Sequence[bytes]):
         return self._journal.thumbnail(self._hashes[i])
 
 
-def _read(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+def read_batch(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The content hashes and tensors of a batch; raises ValueError where it is damaged."""
     data = path.read_bytes()
     body = data[:-32]
     if hashlib.sha256(body).digest() != data[-32:]:
@@ -117,6 +118,6 @@ def _read(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     return list(json.loads(header["__metadata__"]["hashes"])), tensors
 
 
-def pending(folder: Path) -> Iterable[Path]:
+def pending(folder: Path) -> list[Path]:
     """The batches of an index folder that no commit has taken."""
-    return sorted((folder / FOLDER).glob("*.batch"))
+    return sorted(path for path in (folder / FOLDER).glob("*.batch") if path.is_file())

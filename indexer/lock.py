@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from training.errors import SparsightError
+from training.files import write_whole
 
 LOCK, HOLDER = ".lock", ".holder.json"
 PARTS = (".*.part", ".*.part.*")  # files in the making: `training.files.write_whole`, `indexer.store`
@@ -41,7 +42,7 @@ def writing(folder: Path, command: str) -> Iterator[None]:
             left.unlink(missing_ok=True)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = {"command": command, "process": os.getpid(), "host": socket.gethostname(), "since": now}
-        (folder / HOLDER).write_text(json.dumps(holder))
+        write_whole(folder / HOLDER, json.dumps(holder).encode())  # whatever stood there: a pipe would be waited for
         yield
     except OSError as e:
         raise SparsightError(f"cannot write to {folder}: {e.strerror or e}; the index is unchanged") from e
@@ -53,11 +54,26 @@ def writing(folder: Path, command: str) -> Iterator[None]:
 
 def leftovers(folder: Path) -> list[Path]:
     """The files in the making that no living writer can be working on, the lock being held."""
-    return sorted(path for pattern in PARTS for path in folder.glob(pattern))
+    return sorted({path for pattern in PARTS for path in folder.glob(pattern) if not path.is_dir()})
+
+
+def writer(folder: Path) -> str | None:
+    """Who is changing an index folder; None where nobody is. Where it cannot be asked for, the holder's note counts."""
+    if not (folder / LOCK).exists():
+        return None
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return None
+    except Timeout:
+        return _holder(folder)
+    except OSError:
+        return _holder(folder) if (folder / HOLDER).exists() else None
 
 
 def _holder(folder: Path) -> str:
     try:
+        if not (folder / HOLDER).is_file():
+            return "another process"
         h = json.loads((folder / HOLDER).read_text())
         return f"`sparsight {h['command']}` (process {h['process']} on {h['host']}, since {h['since']})"
     except (OSError, ValueError, KeyError, TypeError):

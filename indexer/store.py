@@ -16,9 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from shutil import copyfile
@@ -28,16 +29,22 @@ import duckdb
 import numpy as np
 from scipy import sparse
 
+from indexer.config import CoderConfig
 from indexer.postings import Postings, pack
 from training.centring import Means
 from training.errors import SparsightError
 from training.files import publish
 
 DATABASE = "index.duckdb"
+WAL = f"{DATABASE}.wal"  # no index of ours has one
 FORMAT = 3
 STORAGE_VERSION = "v1.4.0"
 CHUNK = 4096  # thumbnails in memory at a time
 DEAD_SHARE = 0.25  # of the stored rows: from here a change compacts
+COUNTS = ("n", "d", "m", "nnz", "next_id", "dead", "generation")  # of `meta`, whole numbers
+WAY_OUT = "rebuild it, or mend it with `sparsight doctor --repair`"
+# What DuckDB raises on a damaged file: C++ exceptions that are none of its own arrive as Python's.
+FAULTS = (duckdb.Error, RuntimeError, ValueError, IndexError, MemoryError)
 
 SCHEMA = """
 CREATE TABLE meta (key VARCHAR, value VARCHAR);
@@ -73,7 +80,7 @@ FROM lists;
 @dataclass(kw_only=True)
 class Rows:
     """Pictures: X (n, d), W (n, m) CSR; paths, splits, labels, terms, hashes (None where unknown), l1 and gap (n,),
-    thumbnails (JPEG bytes, or an empty list)."""
+    thumbnails (JPEG bytes, None where there is none; or an empty list)."""
 
     X: np.ndarray
     W: sparse.csr_matrix
@@ -84,7 +91,7 @@ class Rows:
     hashes: Sequence[str | None]
     l1: np.ndarray
     gap: np.ndarray
-    thumbnails: Sequence[bytes] = ()
+    thumbnails: Sequence[bytes | None] = ()
 
 
 @dataclass(kw_only=True)
@@ -266,7 +273,7 @@ def _partial(folder: Path) -> Iterator[Path]:
         yield partial
         publish(partial, folder / DATABASE)
     except (duckdb.Error, OSError) as e:
-        raise SparsightError(f"cannot write the index {folder}: {_first_line(e)}; the earlier one is unchanged") from e
+        raise SparsightError(f"cannot write the index {folder}: {first_line(e)}; the earlier one is unchanged") from e
     finally:
         for left in folder.glob(f"{partial.name}*"):
             left.unlink(missing_ok=True)
@@ -291,38 +298,98 @@ def vectors_key(X: np.ndarray, factory: str) -> str:
     return hashlib.sha256(factory.encode() + b"\0" + np.ascontiguousarray(X, np.float32).tobytes()).hexdigest()
 
 
-class Store:
-    """An open index: reads what a query asks for, and no more."""
+def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A connection that reads an index's database as `store`, whatever is in it.
 
-    def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
-        path = self.folder / DATABASE
-        if not path.is_file():
-            raise SparsightError(f"no index in {self.folder}: {path} is missing; build one with `sparsight index`")
-        self._inode = path.stat().st_ino
-        self.con = duckdb.connect()  # of its own: DuckDB hands an open file's connection on, however old its state
+    Raises `SparsightError` where there is none, it is no DuckDB database, or another program is changing it.
+    """
+    path = folder / DATABASE
+    if not path.is_file():
+        what = "is not a file" if os.path.lexists(path) else "is missing"
+        raise SparsightError(f"no index in {folder}: {path} {what}; build one with `sparsight index`")
+    if os.path.lexists(folder / WAL):  # its changes would be read, but not be in the copy that a change is made on
+        raise SparsightError(
+            f"another program has changed {path} and left {WAL}: open and close it there to keep the change, or put it "
+            "aside with `sparsight doctor --repair`"
+        )
+    con = duckdb.connect()  # of its own: DuckDB hands an open file's connection on, however old its state
+    try:
+        con.execute(f"ATTACH {_quote(path)} AS store (TYPE duckdb, READ_ONLY)")  # else it fetches SQLite's extension
+        con.execute("USE store")
+    except FAULTS as e:
+        con.close()
+        held = "Could not set lock" in str(e)
+        way_out = "close it in the program that has it open" if held else WAY_OUT
+        raise SparsightError(f"{path} is not a readable index: {first_line(e)}; {way_out}") from e
+    return con
+
+
+class _Meta(dict[str, str]):
+    """The table `meta`; raises `SparsightError` for a key that it does not hold."""
+
+    def __missing__(self, key: str) -> str:
+        raise SparsightError(f"the index is damaged: its table meta has no {key}; {WAY_OUT}")
+
+
+class Store:
+    """An open index: reads what a query asks for, and no more.
+
+    Raises `SparsightError` where there is no index, or one of another format, or whose meta data, tables and counts
+    contradict each other (not without `check`, which leaves that to the caller).
+    """
+
+    def __init__(self, folder: Path | str, *, check: bool = True):
+        self.folder, self._checks = Path(folder), check
+        self.con = open_database(self.folder)
         try:
-            self.con.execute(f"ATTACH {_quote(path)} AS store (READ_ONLY)")
-            self.con.execute("USE store")
-        except duckdb.Error as e:
+            self._inode = os.stat(self.folder / DATABASE).st_ino
+            self.meta = self._read_meta(self.folder / DATABASE)
+            if check:
+                self._check()
+        except OSError as e:
             self.con.close()
-            raise SparsightError(f"{path} is not a readable index: {_first_line(e)}; rebuild it") from e
-        try:
-            self.meta = self._read_meta(path)
+            raise SparsightError(f"cannot read the index {self.folder}: {e.strerror}") from e
         except SparsightError:
             self.con.close()
             raise
 
-    def _read_meta(self, path: Path) -> dict[str, str]:
+    def _read_meta(self, path: Path) -> _Meta:
         try:
             rows = self.con.execute("SELECT key, value FROM meta").fetchall()
-            meta = {str(k): str(v) for k, v in rows}
-            version = int(meta["format"])
-        except (duckdb.Error, KeyError, ValueError) as e:
-            raise SparsightError(f"{path} is not a readable index: {_first_line(e)}; rebuild it") from e
+            meta = _Meta((str(k), str(v)) for k, v in rows)
+            version = int(meta.get("format", "missing"))
+        except FAULTS as e:
+            raise SparsightError(f"{path} is not a readable index: {first_line(e)}; {WAY_OUT}") from e
         if version != FORMAT:
             raise SparsightError(f"{path} has format {version}, this sparsight reads {FORMAT}; rebuild it")
         return meta
+
+    def _check(self) -> None:
+        """What every query relies on, where it is cheap: the tables' columns, and their lengths."""
+        if wrong := bad_counts(self.meta):
+            raise self._damaged(f"its table meta has no whole number {wrong[0]}")
+        if wrong := self.bad_columns(self.d):
+            raise self._damaged(f"it has no column {wrong[0]}")
+        n, m, next_id = (int(self.meta[key]) for key in ("n", "m", "next_id"))
+        lengths = self._rows(
+            "SELECT (SELECT count(*) FROM images), (SELECT count(*) FROM vectors), (SELECT count(*) FROM concepts), "
+            "coalesce(min(image_id), 0), coalesce(max(image_id), -1) FROM images"
+        )[0]
+        if lengths[:3] != (n, n, m) or lengths[3] < 0 or lengths[4] >= next_id:
+            raise self._damaged("its counts are not those of its tables")
+
+    def bad_columns(self, d: int) -> list[str]:
+        """The columns of the schema that are missing, or of another type."""
+        wanted = {
+            (table, *column.split())
+            for table, columns in re.findall(r"TABLE (\w+) \((.*?)\);", SCHEMA.format(d=d), re.DOTALL)
+            for column in re.split(r",\s+", columns)
+        }
+        columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE database_name = 'store'"
+        return sorted(" ".join(column) for column in wanted - set(self._rows(columns)))
+
+    def _damaged(self, what: str) -> SparsightError:
+        return SparsightError(f"the index {self.folder} is damaged: {what}; {WAY_OUT}")
 
     def is_current(self) -> bool:
         """False once another generation has taken the file's place."""
@@ -347,18 +414,50 @@ class Store:
     def d(self) -> int:
         return int(self.meta["d"])
 
+    @cached_property
+    def coder(self) -> CoderConfig:
+        """The settings that its pictures were coded with."""
+        found, defaults = self._json("coder"), asdict(CoderConfig())
+        if not isinstance(found, dict) or not set(found) <= set(defaults):
+            raise self._damaged("its meta data names no settings of the coder")
+        for key, value in found.items():
+            if not isinstance(value, int | float | (type(None) if defaults[key] is None else int)):
+                raise self._damaged(f"its coder's {key} is {value!r}")
+        return CoderConfig(**found)
+
+    @cached_property
+    def templates(self) -> list[str]:
+        """The prompts that its concepts were embedded in."""
+        found = self._json("templates")
+        if not isinstance(found, list) or not all(isinstance(template, str) for template in found):
+            raise self._damaged("its meta data names no prompts")
+        return found
+
+    def _json(self, key: str) -> object:
+        text = self.meta[key]
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise self._damaged(f"in its meta data, {key} is {text[:40]!r}") from e
+
     @contextmanager
     def _faults(self) -> Iterator[None]:
         try:
             yield
-        except duckdb.Error as e:
-            raise SparsightError(f"cannot read the index {self.folder}: {_first_line(e)}; rebuild it") from e
+        except FAULTS as e:
+            raise SparsightError(f"cannot read the index {self.folder}: {first_line(e)}; {WAY_OUT}") from e
 
     def _columns(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
+        """Columns, none of which may have a NULL."""
         with self._faults():
-            return self.con.execute(sql, list(parameters)).fetchnumpy()
+            columns = self.con.execute(sql, list(parameters)).fetchnumpy()
+            for name, column in columns.items():
+                if np.ma.is_masked(column) or (column.dtype == object and any(map(np.ma.is_masked, column))):
+                    raise ValueError(f"a row has no {name}")
+        return columns
 
     def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple]:
+        """What a statement answers; raises `SparsightError` where the file cannot be read."""
         with self._faults():
             return self.con.execute(sql, list(parameters)).fetchall()
 
@@ -372,7 +471,8 @@ class Store:
 
     def known_files(self) -> dict[str, tuple[int, str | None]]:
         """Id and content hash of each picture by its path."""
-        return {p: (i, h) for i, p, h in self._rows("SELECT image_id, path, content_hash FROM images ORDER BY 1")}
+        rows = self._rows("SELECT image_id, path, content_hash FROM images WHERE path IS NOT NULL ORDER BY 1")
+        return {p: (i, h) for i, p, h in rows}
 
     def refuse_another(self, encoder: HasFingerprint) -> None:
         """Raises `SparsightError` with both names where an encoder is not the one that the index was built with."""
@@ -385,18 +485,26 @@ class Store:
             )
 
     def embeddings(self) -> np.ndarray:
-        """X (n, d)."""
-        return _stack(self._columns("SELECT embedding FROM vectors ORDER BY image_id")["embedding"], self.d)
+        """X (n, d); raises `SparsightError` where it is not the one that was written."""
+        X = _stack(self._columns("SELECT embedding FROM vectors ORDER BY image_id")["embedding"], self.d)
+        if self._checks and vectors_key(X, self.meta["dense_factory"]) != self.meta["dense_key"]:
+            raise self._damaged("its vectors are not those that its dense_key is of")
+        return X
 
     def embeddings_of(self, image_ids: Sequence[int]) -> np.ndarray:
         """Rows of X (len(image_ids), d), in their order."""
         rows = self._rows(f"SELECT image_id, embedding FROM vectors WHERE image_id IN ({_marks(image_ids)})", image_ids)
-        by_id = {i: np.asarray(e, np.float32) for i, e in rows}
+        by_id = {i: np.asarray(e, np.float32) for i, e in rows if e is not None and None not in e}
+        if missing := [i for i in image_ids if i not in by_id]:
+            raise self._damaged(f"picture {missing[0]} has no vector")
         return np.stack([by_id[i] for i in image_ids]) if image_ids else np.zeros((0, self.d), np.float32)
 
     def dictionary(self) -> np.ndarray:
         """D (m, d)."""
-        return _stack(self._columns("SELECT atom FROM concepts ORDER BY concept_id")["atom"], self.d)
+        D = _stack(self._columns("SELECT atom FROM concepts ORDER BY concept_id")["atom"], self.d)
+        if not np.isfinite(D).all():
+            raise self._damaged("an atom of its dictionary is not a vector")
+        return D
 
     def classes(self) -> tuple[list[str], np.ndarray]:
         """Class names, and T (c, d)."""
@@ -405,16 +513,24 @@ class Store:
 
     def means(self) -> Means | None:
         """What queries are centred on, as the index's embeddings were; None where they were not."""
-        found = {m: np.asarray(e, np.float32) for m, e in self._rows("SELECT modality, embedding FROM means")}
-        return Means(found["image"], found["text"]) if found else None
+        columns = self._columns("SELECT modality, embedding FROM means ORDER BY 1")
+        if not len(columns["modality"]):
+            return None
+        if list(columns["modality"]) != ["image", "text"]:
+            raise self._damaged("its means are not those of pictures and texts")
+        return Means(*_stack(columns["embedding"], self.d))
 
     def names(self) -> list[str]:
         """The concepts' names, by id."""
-        return [row[0] for row in self._rows("SELECT name FROM concepts ORDER BY concept_id")]
+        return [concept.name for concept in self.concepts()]
 
     def concepts(self) -> list[Concept]:
         """Every concept, with the number of pictures that it helps to make up."""
         rows = self._rows("SELECT concept_id, name, aliases, parent, images FROM concepts ORDER BY concept_id")
+        if [row[0] for row in rows] != list(range(len(rows))) or any(
+            None in (name, count, *(aliases or ())) for _, name, aliases, _, count in rows
+        ):
+            raise self._damaged("a concept has no number, name or count of its own")
         return [Concept(i, name, tuple(aliases or ()), parent, count) for i, name, aliases, parent, count in rows]
 
     def postings(self, concept_ids: Sequence[int] | None = None) -> Postings:
@@ -426,7 +542,7 @@ class Store:
         found = self._postings(condition, concept_ids or ())
         images = self._rows(f"SELECT concept_id, images FROM concepts WHERE {condition}", concept_ids or ())
         with self.damage():
-            if any(found.images[concept] != count for concept, count in images):
+            if self._checks and any(found.images[concept] != count for concept, count in images):
                 raise ValueError("a concept has not as many as it should")
         return found
 
@@ -465,8 +581,8 @@ class Store:
         """Tells of damage that is found in the postings while they are read or searched."""
         try:
             yield
-        except ValueError as e:
-            raise SparsightError(f"the postings of {self.folder} are damaged: {e}; rebuild the index") from e
+        except (ValueError, IndexError) as e:
+            raise SparsightError(f"the postings of {self.folder} are damaged: {e}; {WAY_OUT}") from e
 
     @cached_property
     def packed(self) -> Postings:
@@ -501,6 +617,8 @@ class Store:
         if image_ids is None:
             return dicts
         by_id = {row["image_id"]: row for row in dicts}
+        if missing := [i for i in image_ids if i not in by_id]:
+            raise self._damaged(f"it has no picture {missing[0]}")
         return [by_id[i] for i in image_ids]
 
     def find_path(self, path: str) -> int | None:
@@ -511,7 +629,7 @@ class Store:
     def thumbnails(self, image_ids: Sequence[int]) -> dict[int, bytes]:
         """JPEG bytes by image id; pictures without one are left out."""
         rows = self._rows(f"SELECT image_id, jpeg FROM thumbnails WHERE image_id IN ({_marks(image_ids)})", image_ids)
-        return {i: bytes(jpeg) for i, jpeg in rows}
+        return {i: bytes(jpeg) for i, jpeg in rows if jpeg is not None}
 
     def skipped(self) -> list[tuple[str, str]]:
         """(path, reason) of the files that were not taken."""
@@ -570,8 +688,10 @@ def _insert_pictures(con: duckdb.DuckDBPyConnection, ids: np.ndarray, rows: Rows
     _insert(con, "images", columns)
     _insert_rows(con, "vectors", {"image_id": ids}, rows.X)
     for start in range(0, len(rows.thumbnails), CHUNK):
-        some = range(start, min(start + CHUNK, len(rows.thumbnails)))
-        _insert(con, "thumbnails", {"image_id": ids[some], "jpeg": [rows.thumbnails[i] for i in some]})
+        some = [(i, rows.thumbnails[i]) for i in range(start, min(start + CHUNK, len(rows.thumbnails)))]
+        held = [(ids[i], jpeg) for i, jpeg in some if jpeg is not None]
+        columns = {"image_id": np.array([i for i, _ in held], np.int32), "jpeg": [jpeg for _, jpeg in held]}
+        _insert(con, "thumbnails", columns)
 
 
 def _insert(con: duckdb.DuckDBPyConnection, table: str, columns: dict) -> None:
@@ -626,5 +746,10 @@ def _to_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _first_line(e: BaseException) -> str:
+def bad_counts(meta: Mapping[str, str]) -> list[str]:
+    """The counts of `meta` that are no numbers an index can have."""
+    return [key for key in COUNTS if not (meta.get(key, "").isdecimal() and int(meta[key]) < 2**31)]
+
+
+def first_line(e: BaseException) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0]

@@ -9,7 +9,6 @@ Concept queries read only those concepts' postings.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -129,7 +128,7 @@ class Searcher:
     @cached_property
     def templates(self) -> list[str]:
         """The prompts that the index's concepts were embedded in."""
-        return json.loads(self.store.meta["templates"])
+        return self.store.templates
 
     @cached_property
     def D(self) -> np.ndarray:
@@ -307,9 +306,8 @@ class Searcher:
         if image_id is not None:
             return self.store.codes_of([image_id])[0]
         from indexer.coder import encode_sparse
-        from indexer.config import CoderConfig
 
-        W = encode_sparse(x[None], self.D, CoderConfig(**json.loads(self.store.meta["coder"]))).W
+        W = encode_sparse(x[None], self.D, self.store.coder).W
         return W.indices, W.data
 
     def _hits(self, ids: list[int], scores: list[float], s: np.ndarray) -> list[Hit]:
