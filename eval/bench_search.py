@@ -204,6 +204,7 @@ def _store(W: sparse.csr_matrix, postings: Postings) -> Rows:
         X=np.zeros((n, 1), np.float32), W=W, D=np.zeros((M, 1), np.float32), T=np.zeros((0, 1), np.float32), classes=[],
         names=[str(j) for j in range(M)], aliases=[[]] * M, parents=[None] * M, source="synthetic", paths=[""] * n,
         splits=blank, labels=blank, terms=blank, hashes=blank, l1=np.zeros(n), gap=np.zeros(n),
+        meta={"dense_factory": "Flat"},
     )  # fmt: skip
     code = (
         "import sys, time; start = time.perf_counter()\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from indexer.cli import index
+from indexer.cli import builds
 from search.cli import queries
 from search.exchange_cli import export, import_, sql
 from training.cli import Command, Group, data_option, device_option, index_option, json_option, seed_option, train
@@ -89,5 +89,5 @@ def main() -> None:
     """Finds and explains pictures by concept."""
 
 
-for command in (train, index, *queries.commands.values(), sql, export, import_, evaluate):
+for command in (train, *builds.commands.values(), *queries.commands.values(), sql, export, import_, evaluate):
     main.add_command(command)

@@ -3,7 +3,6 @@ for corrupted pictures need the encoder, and the latter the pictures too."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -66,7 +65,7 @@ def evaluate(
     R = reconstruct(W, D)
     dense_scores, sparse_scores = X @ T.T, R @ T.T
     dense_right, sparse_right = dense_scores.argmax(1) == labels, sparse_scores.argmax(1) == labels
-    coder = CoderConfig(**json.loads(store.meta["coder"]))
+    coder = store.coder
     n = len(chosen)
     known_terms = any(rows[i]["term"] is not None for i in chosen)
     terms = np.array([str(rows[i]["term"]) for i in chosen]) if known_terms else None
@@ -157,7 +156,7 @@ def evaluate(
     rng = np.random.default_rng(seed)
     report["concepts"]["examples"] = {
         kind: [
-            _example(int(chosen[i]), rows[chosen[i]], W[i], D, T, classes, names, int(sparse_scores[i].argmax()))
+            _example(rows[chosen[i]], W[i], D, T, classes, names, int(sparse_scores[i].argmax()))
             for i in sorted(rng.choice(which, min(examples, len(which)), replace=False))
         ]
         for kind, which in kinds.items()
@@ -173,7 +172,7 @@ def zero_shot_note(trained_on: str) -> str:
 
 
 def judged(rows: list[dict], classes: list[str], split: str | None) -> tuple[str, np.ndarray]:
-    """The split to judge by, and the ids of its pictures whose label is one of the classes."""
+    """The split to judge by, and the rows of its pictures whose label is one of the classes."""
     labelled = np.array([i for i, r in enumerate(rows) if r["label"] in classes], np.int64)
     of_split = np.array([i for i in labelled if rows[i]["split"] == (split or "test")], np.int64)
     return (split or "test", of_split) if split or len(of_split) else (ALL, labelled)
@@ -223,11 +222,11 @@ def concept_quality(X, W, D, labels, classes, concepts, terms) -> dict:
     return found
 
 
-def _example(image_id, row, w, D, T, classes, names, predicted: int) -> dict:
+def _example(row, w, D, T, classes, names, predicted: int) -> dict:
     contributions = w.data * (D[w.indices] @ T[predicted])
     order = np.argsort(-contributions, kind="stable")[:5]
     return {
-        "id": image_id,
+        "id": row["image_id"],
         "path": row["path"],
         "label": row["label"],
         "term": row["term"],

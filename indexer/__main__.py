@@ -1,3 +1,3 @@
-from indexer.cli import index
+from indexer.cli import builds
 
-index()
+builds()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -15,11 +15,14 @@ from tqdm import tqdm
 
 from indexer.coder import encode_sparse
 from indexer.config import IndexConfig
-from indexer.dense import build_dense, dense_key, save_dense
+from indexer.dense import build_dense, save_dense
 from indexer.dictionary import Dictionary, make_dictionary, merge_same
-from indexer.folder import Picture, Skipped, Spool, find_pictures, folder_labels, read_pictures
+from indexer.folder import Picture, Skipped, find_pictures, folder_labels, read_pictures
+from indexer.journal import Journal
+from indexer.lock import writing
 from indexer.pictures import FORMATS, quiet_pillow, thumbnail
-from indexer.store import Contents, write_store
+from indexer.plan import plan_addition
+from indexer.store import Contents, vectors_key, write_store
 from training.centring import Means, centre, mean_of
 from training.cifar10 import CLASSES, Pictures
 from training.encoder import AnyEncoder, SplitEmbeddings
@@ -30,18 +33,29 @@ from training.hub import HubEncoder
 
 def index_pictures(folder: Path, pictures: Pictures, encoder: AnyEncoder, config: IndexConfig) -> dict[str, object]:
     """Encodes CIFAR-10 pictures and writes both indexes to `folder`; returns the index's meta data."""
-    X = encode_pictures(pictures.pixels, encoder, config.batch_size)
-    with _bar("thumbnails", len(pictures)) as step:
-        thumbnails = [_counted(thumbnail(p), step) for p in pictures.pixels]
-    described = Described(
-        paths=[f"cifar10/{s}/{name}" for s, name in zip(pictures.splits, pictures.names, strict=True)],
-        splits=list(pictures.splits),
-        labels=[CLASSES[y] for y in pictures.labels],
-        terms=list(pictures.terms),
-        hashes=[hashlib.sha256(p.tobytes()).hexdigest() for p in pictures.pixels],
-        thumbnails=thumbnails,
-    )
-    return write_index(folder, X, described, encoder, config, dataset="CIFAR-10", embedded="from the pictures")
+    hashes = [hashlib.sha256(p.tobytes()).hexdigest() for p in pictures.pixels]
+    with writing(folder, "index"):
+        journal = Journal(folder, encoder)
+        with bar("encode", len(pictures)) as step:
+            for start in range(0, len(pictures), config.batch_size):
+                rows = range(start, min(start + config.batch_size, len(pictures)))
+                new = {hashes[i]: i for i in rows if hashes[i] not in journal}
+                if new:
+                    pixels = pictures.pixels[list(new.values())]
+                    journal.add(list(new), encoder.encode_images(pixels), [thumbnail(p) for p in pixels])
+                step(len(rows))
+        described = Described(
+            paths=[f"cifar10/{s}/{name}" for s, name in zip(pictures.splits, pictures.names, strict=True)],
+            splits=list(pictures.splits),
+            labels=[CLASSES[y] for y in pictures.labels],
+            terms=list(pictures.terms),
+            hashes=hashes,
+            thumbnails=journal.thumbnails(hashes),
+        )
+        X = journal.vectors(hashes)
+        meta = write_index(folder, X, described, encoder, config, dataset="CIFAR-10", embedded="from the pictures")
+        journal.clear()
+    return meta
 
 
 def index_bundled(
@@ -58,7 +72,8 @@ def index_bundled(
         hashes=[None] * n,
         thumbnails=[],
     )
-    return write_index(folder, embeddings.X, described, encoder, config, dataset="CIFAR-10", embedded="bundled")
+    with writing(folder, "index"):
+        return write_index(folder, embeddings.X, described, encoder, config, dataset="CIFAR-10", embedded="bundled")
 
 
 def index_folder(
@@ -66,9 +81,9 @@ def index_folder(
 ) -> dict[str, object]:
     """Encodes the pictures below `root` and writes both indexes to `folder`.
 
-    labels: the folders' names are the pictures' labels, and the index's classes. What cannot be read is skipped,
-    with its reason in the index's table `skipped`; its number is in the meta data that is returned. Of the
-    pictures' own data no more than two batches are in memory, beside the embeddings.
+    labels: the folders' names are the pictures' labels, and the index's classes. What cannot be read, and what has
+    the content of a picture before it, is skipped, with its reason in the index's table `skipped` and in the meta
+    data that is returned. Of the pictures' own data no more than two batches are in memory, beside the embeddings.
     Raises `SparsightError` where there is no picture to index, or no label where they are asked for.
     """
     found, skipped = find_pictures(root)
@@ -76,62 +91,82 @@ def index_folder(
         raise SparsightError(f"no pictures in {path_text(root)}: none of its files is named as {', '.join(FORMATS)}")
     if labels and not any(folder_labels(found, root)[1]):
         raise SparsightError(f"no class folders in {path_text(root)}: with --labels folders, pictures lie in one each")
-    taken: list[str] = []
-    hashes: list[str | None] = []
-    parts: list[np.ndarray] = []
-    with _spool(folder) as thumbnails:
-        with _bar("encode", len(found)) as step, quiet_pillow():
-            read = read_pictures(found, encoder.image_size, ahead=config.batch_size)
-            while batch := list(islice(read, config.batch_size)):
-                pictures = [p for p in batch if isinstance(p, Picture)]
-                skipped += [p for p in batch if isinstance(p, Skipped)]
-                if pictures:
-                    parts.append(encoder.encode_images(np.stack([p.pixels for p in pictures])))
-                    taken += [p.path for p in pictures]
-                    hashes += [p.content_hash for p in pictures]
-                    for p in pictures:
-                        thumbnails.append(p.thumbnail)
-                step(len(batch))
-        skipped = [Skipped(path_text(s.path), s.reason) for s in sorted(skipped)]
-        if not taken:
+    with writing(folder, "index"):
+        journal = Journal(folder, encoder)
+        seen, more = encode_files(found, encoder, journal, config.batch_size)
+        skipped = [Skipped(path_text(path), reason) for path, reason in skipped] + more
+        if not seen:
             raise SparsightError(
-                f"none of the {len(found)} picture files in {path_text(root)} can be read; {skipped[0].path}: "
-                f"{skipped[0].reason}"
+                f"none of the {len(found)} picture files in {path_text(root)} can be read; {min(more).path}: "
+                f"{min(more).reason}"
             )
+        files = plan_addition({}, seen)
+        skipped += [Skipped(path, f"it is a duplicate of {of}") for path, of in files.duplicates]
+        skipped.sort()
+        taken, hashes = [path for path, _ in files.added], [h for _, h in files.added]
         unknown: list[str | None] = [None] * len(taken)
-        splits, given = folder_labels(taken, root) if labels else (unknown, unknown)
+        splits, given = folder_labels(taken, path_text(root.absolute())) if labels else (unknown, unknown)
         described = Described(
-            paths=[path_text(p) for p in taken],
+            paths=taken,
             splits=splits,
             labels=given,
             terms=[None] * len(taken),
             hashes=hashes,
-            thumbnails=thumbnails,
+            thumbnails=journal.thumbnails(hashes),
         )
-        classes = sorted({label for label in given if label is not None})
         meta = write_index(
             folder,
-            np.concatenate(parts),
+            journal.vectors(hashes),
             described,
             encoder,
             config,
             dataset=path_text(root.absolute()),
             embedded="from the pictures",
-            classes=classes,
+            classes=sorted({label for label in given if label is not None}),
             skipped=skipped,
+            labels="folders" if labels else "",
         )
+        journal.clear()
     return {**meta, "skipped": skipped}
+
+
+def encode_files(
+    paths: Sequence[str],
+    encoder: AnyEncoder,
+    journal: Journal,
+    batch_size: int,
+    indexed: Container[str | None] = frozenset(),
+) -> tuple[dict[str, str], list[Skipped]]:
+    """Reads picture files and puts what neither the journal nor the index (its content hashes) holds into the journal.
+
+    Returns the content hash of each path (as text) that holds a picture, in their order, and what was skipped.
+    """
+    seen: dict[str, str] = {}
+    skipped: list[Skipped] = []
+    with bar("encode", len(paths)) as step, quiet_pillow():
+        held = lambda content_hash: content_hash in journal or content_hash in indexed  # noqa: E731
+        read = read_pictures(paths, encoder.image_size, ahead=batch_size, known=held)
+        while batch := list(islice(read, batch_size)):
+            skipped += [Skipped(path_text(p.path), p.reason) for p in batch if isinstance(p, Skipped)]
+            pictures = [p for p in batch if isinstance(p, Picture)]
+            seen |= {path_text(p.path): p.content_hash for p in pictures}
+            new = {p.content_hash: p for p in pictures if p.pixels is not None and p.content_hash not in journal}
+            if new:
+                X = encoder.encode_images(np.stack([p.pixels for p in new.values() if p.pixels is not None]))
+                journal.add(list(new), X, [p.thumbnail for p in new.values()])
+            step(len(batch))
+    return seen, skipped
 
 
 @dataclass(frozen=True)
 class Described:
     """What is known of each picture beside its embedding; the lists are as long as X, thumbnails perhaps empty."""
 
-    paths: list[str]
-    splits: list[str | None]
-    labels: list[str | None]
-    terms: list[str | None]
-    hashes: list[str | None]
+    paths: Sequence[str]
+    splits: Sequence[str | None]
+    labels: Sequence[str | None]
+    terms: Sequence[str | None]
+    hashes: Sequence[str | None]
     thumbnails: Sequence[bytes]
 
 
@@ -146,6 +181,7 @@ def write_index(
     embedded: str,
     classes: Sequence[str] = CLASSES,
     skipped: Sequence[tuple[str, str]] = (),
+    labels: str = "",
 ) -> dict[str, object]:
     """Codes X (n, d) and writes both indexes; the earlier index stands until the new one is whole."""
     templates = config.templates or encoder.templates
@@ -153,9 +189,9 @@ def write_index(
     X, dictionary, encoder, means = close_gap(X, dictionary, encoder)
     dictionary = merge_same(dictionary)
     T = encoder.encode_concepts(classes, templates)
-    with _bar("code", len(X)) as step:
+    with bar("code", len(X)) as step:
         codes = encode_sparse(X, dictionary.D, config.coder, device=encoder.device, progress=step)
-    index, key = build_dense(X, config.dense), dense_key(X, config.dense)
+    index = build_dense(X, config.dense)
     meta: dict[str, object] = {
         "dataset": dataset,
         "embedded": embedded,
@@ -169,7 +205,7 @@ def write_index(
         "l1": config.coder.l1,
         "coder": asdict(config.coder),
         "dense_factory": config.dense,
-        "dense_key": key,
+        "labels": labels,
     }
     contents = Contents(
         X=X,
@@ -195,7 +231,7 @@ def write_index(
     )
     print("writing the index ...", file=sys.stderr)
     write_store(folder, contents)
-    save_dense(folder, index, key)
+    save_dense(folder, index, vectors_key(X, config.dense))
     return {**meta, "n": len(X), "m": len(dictionary.D), "nnz_mean": codes.W.nnz / max(1, len(X))}
 
 
@@ -213,32 +249,7 @@ def close_gap(
     return centre(X, means.image), replace(dictionary, D=atoms), encoder.centred(means), means
 
 
-def encode_pictures(pixels: np.ndarray, encoder: AnyEncoder, batch_size: int) -> np.ndarray:
-    """uint8 pictures (n, s, s, 3) → X (n, d), with a progress bar."""
-    parts = [np.zeros((0, encoder.dim), np.float32)]
-    with _bar("encode", len(pixels)) as step:
-        for i in range(0, len(pixels), batch_size):
-            parts.append(encoder.encode_images(pixels[i : i + batch_size]))
-            step(len(parts[-1]))
-    return np.concatenate(parts)
-
-
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
+def bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
     with tqdm(total=total, desc=f"{what:<10}", unit="pic", file=sys.stderr, mininterval=0.5) as bar:
         yield bar.update
-
-
-def _counted(value: bytes, step: Callable[[int], object]) -> bytes:
-    step(1)
-    return value
-
-
-@contextmanager
-def _spool(folder: Path) -> Iterator[Spool]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with Spool(folder) as spool:
-            yield spool
-    except OSError as e:
-        raise SparsightError(f"cannot write an index to {folder}: {e.strerror}; choose another --index") from e

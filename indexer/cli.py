@@ -1,14 +1,16 @@
-"""`sparsight index`: builds both indexes."""
+"""`sparsight index` builds both indexes; `add`, `remove` and `compact` change them in place."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from indexer.config import CoderConfig, IndexConfig
-from training.cli import Command, data_option, device_option, index_option
-from training.errors import CallError
+from training.cli import Command, Group, data_option, device_option, index_option, json_option
+from training.errors import CallError, SparsightError
 from training.files import printable
 
 
@@ -64,8 +66,9 @@ def index(
 ) -> None:
     """Encodes the pictures below the folder PATH (without it: CIFAR-10) and builds both indexes.
 
-    An earlier index is replaced when the new one is whole. Taken are JPEG, PNG, WebP, GIF and BMP files at any
-    depth; hidden ones are passed over, those that cannot be read are skipped and listed.
+    An earlier index is replaced when the new one is whole; a stopped build goes on where it ended. Taken are JPEG, PNG,
+    WebP, GIF and BMP files at any depth; hidden ones are passed over, those that cannot be read, and those with the
+    content of another, are skipped and listed.
     """
     if path is None and labels:
         raise CallError("--labels needs a PATH, a folder of pictures")
@@ -108,17 +111,136 @@ def index(
     _report(index_dir, meta)
 
 
-def _report(index_dir: Path, meta: dict, shown: int = 5) -> None:
+@click.command(cls=Command)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@index_option
+@click.option("--encoder", default=None, help="The index's encoder, where it lies elsewhere now.")
+@json_option
+@device_option
+def add(paths: tuple[Path, ...], index_dir: Path, encoder: str | None, as_json: bool, device: str) -> None:
+    """Adds new and changed pictures to an index: files, and those below folders.
+
+    Pictures are told apart by their content: one that the index holds is not taken twice, a changed file's picture is
+    replaced, a moved file's keeps its id. --json prints a line for each path that is not unchanged. A stopped
+    addition goes on where it ended.
+    """
+    from indexer.add import add_pictures
+    from indexer.store import Store
+    from training.device import pick_device
+    from training.encoder import load_encoder
+
+    with Store(index_dir) as store:
+        source = encoder or store.meta["encoder_source"]
+    done = add_pictures(index_dir, paths, load_encoder(source, pick_device(device)))
+    plan, changed = done.plan, set(done.plan.changed)
+    added = [(path, image_id) for (path, _), image_id in zip(plan.added, done.ids, strict=True)]
+    if as_json:
+        lines = [
+            *({"path": p, "status": "changed" if p in changed else "added", "id": i} for p, i in added),
+            *({"path": p, "status": "moved", "id": i} for i, p in plan.moved.items()),
+            *({"path": p, "status": "duplicate", "of": of} for p, of in plan.duplicates),
+            *({"path": p, "status": "skipped", "reason": reason} for p, reason in done.skipped),
+        ]
+        for line in lines:
+            click.echo(json.dumps(line))
+        return
+    _list("duplicates, not added", [(path, f"the same as {of}") for path, of in plan.duplicates])
+    _list("skipped", done.skipped)
+    replaced = sum(path in changed for path, _ in added)
+    click.echo(
+        f"{index_dir}: {len(added) - replaced} added, {replaced} changed, {len(plan.moved)} moved, "
+        f"{len(plan.duplicates)} duplicates, {len(plan.unchanged)} unchanged, {len(done.skipped)} skipped; "
+        f"{done.n} pictures"
+    )
+
+
+@click.command(cls=Command)
+@click.argument("targets", nargs=-1)
+@click.option("--missing", is_flag=True, help="Remove the pictures whose files are gone.")
+@index_option
+@json_option
+def remove(targets: tuple[str, ...], missing: bool, index_dir: Path, as_json: bool) -> None:
+    """Removes pictures from an index (never their files): by id, by path, or all below a folder."""
+    if not targets and not missing:
+        raise CallError("name what is to be removed: ids, paths, folders, or --missing")
+    from indexer.change import remove_pictures
+
+    removed = remove_pictures(index_dir, targets, missing=missing)
+    if as_json:
+        for image_id, path in removed:
+            click.echo(json.dumps({"path": path, "status": "removed", "id": image_id}))
+        return
+    _list("removed", [(path, f"id {image_id}") for image_id, path in removed])
+    click.echo(f"{index_dir}: {len(removed)} removed")
+
+
+@click.command(cls=Command)
+@index_option
+def compact(index_dir: Path) -> None:
+    """Gives back the room that removed pictures take; `add` and `remove` do it themselves where it pays."""
+    from indexer.lock import writing
+    from indexer.store import DATABASE, Store, compact_store
+
+    Store(index_dir).close()  # refuses what is no index, before the lock makes a folder
+    with writing(index_dir, "compact"):
+        before = (index_dir / DATABASE).stat().st_size
+        compact_store(index_dir)
+    click.echo(f"{index_dir}: {before:,} bytes before, {(index_dir / DATABASE).stat().st_size:,} now")
+
+
+@click.command(cls=Command)
+@click.option("--repair", is_flag=True, help="Make good what can be derived from the vectors and the dictionary.")
+@index_option
+@json_option
+def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
+    """Checks all of an index: its files, tables, counts, vectors, postings and codes; exits 1 where there is a fault.
+
+    --repair builds the dense index, the postings and the counts anew, and removes what is half or of no picture. The
+    database that it replaces is kept beside the new one.
+    """
+    from indexer.doctor import examine
+    from indexer.doctor import repair as mend
+
+    if repair:
+        for line in mend(index_dir):
+            click.echo(line, err=True)
+    findings = examine(index_dir)
+    for f in findings:
+        if as_json:
+            click.echo(json.dumps({"check": f.check, "status": f.status, "message": f.message, "way_out": f.way_out}))
+        else:
+            way_out = f"; {f.way_out}" if f.way_out else ""
+            click.echo(f"{f.status:<6} {f.check:<11} {printable(f.message)}{way_out}")
+    if faults := [f for f in findings if f.status == "fault"]:
+        checks = ", ".join(dict.fromkeys(f.check for f in faults))
+        raise SparsightError(f"{index_dir}: {len(faults)} faults ({checks}); {faults[0].way_out}")
+
+
+def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
+    """The first few paths with what is to be said of them, on stderr."""
+    if not items:
+        return
+    click.echo(f"{what}: {len(items)}", err=True)
+    for path, note in items[:shown]:
+        click.echo(f"  {printable(path)}: {printable(note)}", err=True)
+    if len(items) > shown:
+        click.echo(f"  ... and {len(items) - shown} more", err=True)
+
+
+def _report(index_dir: Path, meta: dict) -> None:
     from indexer.store import DATABASE
 
-    skipped = meta.get("skipped", [])
-    if skipped:
-        click.echo(f"skipped {len(skipped)}, listed in table `skipped` of {index_dir / DATABASE}:", err=True)
-        for path, reason in skipped[:shown]:
-            click.echo(f"  {printable(path)}: {printable(reason)}", err=True)
-        if len(skipped) > shown:
-            click.echo(f"  ... and {len(skipped) - shown} more", err=True)
+    _list(f"skipped, listed in table `skipped` of {index_dir / DATABASE}", meta.get("skipped", []))
     click.echo(
         f"{index_dir}: {meta['n']} pictures, {meta['m']} concepts, {meta['nnz_mean']:.2f} concepts a picture "
         f"({meta['embedded']})"
     )
+
+
+@click.group(cls=Group)
+def builds() -> None:
+    """Builds an index, and changes it in place."""
+
+
+for command in (index, add, remove, compact, doctor):
+    builds.add_command(command)

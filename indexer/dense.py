@@ -24,6 +24,8 @@ def build_dense(X: np.ndarray, factory: str = "Flat"):
     """Builds a FAISS index of any `index_factory` description over X (n, d) unit rows, by inner product."""
     import faiss
 
+    if not len(X):  # no picture is left: what is to be trained cannot be
+        return faiss.IndexFlatIP(X.shape[1])
     try:
         index = faiss.index_factory(X.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         X = np.ascontiguousarray(X, np.float32)
@@ -34,11 +36,6 @@ def build_dense(X: np.ndarray, factory: str = "Flat"):
         reason = str(e).strip().splitlines()[-1] if str(e).strip() else "its size does not fit"
         raise CallError(f"FAISS cannot build {factory!r} over {len(X)} × {X.shape[1]}: {reason}") from e
     return index
-
-
-def dense_key(X: np.ndarray, factory: str) -> str:
-    """The checksum that ties a FAISS file to the vectors and the description it was built from."""
-    return hashlib.sha256(factory.encode() + b"\0" + np.ascontiguousarray(X, np.float32).tobytes()).hexdigest()
 
 
 def save_dense(folder: Path, index, key: str) -> None:
@@ -53,16 +50,28 @@ def save_dense(folder: Path, index, key: str) -> None:
 
 def load_dense(store: Store):
     """Opens the dense index of a store; builds it anew from the store's vectors where the file cannot be trusted."""
+    index = cached_dense(store)
+    if index is None:
+        index = build_dense(store.embeddings(), store.meta["dense_factory"])
+        with suppress(SparsightError):  # a read-only folder: the cache is rebuilt next time, the answers are the same
+            if store.is_current():  # else the file may be the newer index's already
+                save_dense(store.folder, index, store.meta["dense_key"])
+    return index
+
+
+def cached_dense(store: Store):
+    """The dense index as its file holds it; None where that is missing, stale or damaged."""
     import faiss
 
-    key, path = store.meta["dense_key"], store.folder / FILE
+    path = store.folder / FILE
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else b""  # a pipe would be waited for
     except OSError:
-        data = b""
-    if len(data) > 64 and data[-64:-32].hex() == key and hashlib.sha256(data[:-32]).digest() == data[-32:]:
+        return None
+    if (
+        len(data) > 64
+        and data[-64:-32].hex() == store.meta["dense_key"]
+        and hashlib.sha256(data[:-32]).digest() == data[-32:]
+    ):
         return faiss.deserialize_index(np.frombuffer(data[:-64], np.uint8))
-    index = build_dense(store.embeddings(), store.meta["dense_factory"])
-    with suppress(SparsightError):  # a read-only folder: the cache is rebuilt next time, the answers are the same
-        save_dense(store.folder, index, key)
-    return index
+    return None

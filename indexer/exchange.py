@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +23,8 @@ import duckdb
 import numpy as np
 from scipy import sparse
 
-from indexer.postings import TOP
-from indexer.store import DATABASE, Contents, Store, write_store
+from indexer.lock import writing
+from indexer.store import COUNTS, DATABASE, FAULTS, Contents, Store, first_line, open_database, write_store
 from training.centring import Means
 from training.errors import CallError, SparsightError
 from training.files import write_whole
@@ -78,7 +77,18 @@ SOURCES = {
 }
 HITS = """[{"rank": "INTEGER", "id": "INTEGER", "score": "DOUBLE", "path": "VARCHAR", "label": "VARCHAR",
            "concepts": [{"name": "VARCHAR", "weight": "DOUBLE", "contribution": "DOUBLE"}]}]"""
-MEMORY = "1GB"  # that a person's query may take
+LOCK = {  # of the connection that a person's SQL runs on; the last one makes the others final
+    "enable_progress_bar": "false",  # else it is drawn on stdout
+    "python_enable_replacements": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "allow_persistent_secrets": "false",
+    "memory_limit": "'1GB'",
+    "temp_directory": "''",
+    "enable_external_access": "false",
+    "lock_configuration": "true",
+}
 BATCH = 1000  # rows of its answer in memory at a time
 
 T = TypeVar("T")
@@ -96,9 +106,9 @@ def export_index(
         raise SparsightError(f"{out} is there already, and not an empty folder: name a new one")
     codes = _codes(folder) if "codes" in tables else None
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    con = duckdb.connect()
+    con = open_database(folder)
     try:
-        _attach(con, folder)
+        con.execute("SET enable_progress_bar = false")  # else it is drawn on stdout
         partial.mkdir(parents=True)
         if codes is not None:
             con.register("codes_in", codes)
@@ -116,8 +126,8 @@ def export_index(
         _sync(partial)
         partial.rename(out)
         _sync(out.parent)
-    except duckdb.Error as e:
-        raise SparsightError(f"cannot export {folder} to {out}: {_first_line(e)}") from e
+    except FAULTS as e:
+        raise SparsightError(f"cannot export {folder} to {out}: {first_line(e)}") from e
     except OSError as e:
         raise SparsightError(f"cannot write {out}: {e.strerror}; name another folder") from e
     finally:
@@ -130,8 +140,7 @@ def _codes(folder: Path) -> dict[str, np.ndarray]:
     """The codes as columns, checked by the store."""
     with Store(folder) as store:
         W = store.codes().tocoo()
-        ids = store.con.execute("SELECT image_id FROM images ORDER BY image_id").fetchnumpy()["image_id"]
-    return {"image_id": ids[W.row], "concept_id": W.col, "weight": W.data}
+        return {"image_id": store.image_ids[W.row], "concept_id": W.col, "weight": W.data}
 
 
 def _written(column: str, kind: str, format: str) -> str:
@@ -157,17 +166,19 @@ def import_index(folder: Path, source: Path) -> dict[str, int]:
     Where the export has no codes, as from an index whose postings are damaged, the embeddings are coded anew.
     Raises `SparsightError` for the first thing that is not as it should be, and where `folder` holds an index.
     """
-    if (folder / DATABASE).exists():
-        raise SparsightError(f"{folder} holds an index already: name another --index")
     if not source.is_dir():
         raise SparsightError(f"no export in {source}: it is no folder; `sparsight export` writes one")
     con = duckdb.connect(config={"temp_directory": ""})
     try:
         read = {table for table in TABLES if _read(con, source, table)}
-        contents = _contents(con, source, read)
+        with _reading(source):
+            contents = _contents(con, source, read)
     finally:
         con.close()
-    write_store(folder, contents)
+    with writing(folder, "import"):
+        if os.path.lexists(folder / DATABASE):
+            raise SparsightError(f"{folder} holds an index already: name another --index")
+        write_store(folder, contents)
     return {"n": len(contents.X), "m": len(contents.D), "nnz": contents.W.nnz}
 
 
@@ -188,7 +199,7 @@ def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
             text = {"FLOAT": "VARCHAR", "BLOB": "VARCHAR"}  # "nan"; base64
             columns = ", ".join(f"{c}: '{text.get(kind, kind)}'" for c, kind in wanted.items())
             file = f"read_json({_text(path)}, format = 'newline_delimited', columns = {{{columns}}})"
-            found = wanted | dict.fromkeys(_missing_in_first_line(path, wanted), "")
+            found = wanted | dict.fromkeys(_missing_infirst_line(path, wanted), "")
         for column, kind in wanted.items():
             if not found.get(column):
                 raise SparsightError(f"{path} has no column {column}: it is not as `sparsight export` wrote it")
@@ -202,7 +213,7 @@ def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
     return True
 
 
-def _missing_in_first_line(path: Path, wanted: dict[str, str]) -> list[str]:
+def _missing_infirst_line(path: Path, wanted: dict[str, str]) -> list[str]:
     with path.open(encoding="utf-8") as f:
         line = f.readline()
     try:
@@ -225,7 +236,7 @@ def _reading(where: Path | str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as e:
-        raise SparsightError(f"cannot read {where}: {_first_line(e)}; export again") from e
+        raise SparsightError(f"cannot read {where}: {first_line(e)}; export again") from e
     except (OSError, UnicodeDecodeError) as e:
         raise SparsightError(f"cannot read {where}: {e}") from e
 
@@ -236,9 +247,10 @@ def _contents(con: duckdb.DuckDBPyConnection, source: Path, read: set[str]) -> C
     if meta.get("export") != str(EXPORT):
         version = meta.get("export", "none")
         raise SparsightError(f"{source} is an export of version {version}, this sparsight reads {EXPORT}")
-    if not re.fullmatch(r"[1-9]\d{0,5}", meta.get("d", "")):
-        raise SparsightError(f"{source}: meta says d = {meta.get('d')}, it must be a whole number")
-    d = int(meta["d"])
+    for key in ("d", "next_id"):
+        if not re.fullmatch(r"\d{1,9}", meta.get(key, "0" if key == "next_id" else "")):
+            raise SparsightError(f"{source}: meta says {key} = {meta.get(key)}, it must be a whole number")
+    d, next_id = int(meta["d"]), int(meta.get("next_id", 0))  # format 2 had no next_id
     _check(con, d, read)
 
     def column(sql: str) -> list:
@@ -261,15 +273,13 @@ def _contents(con: duckdb.DuckDBPyConnection, source: Path, read: set[str]) -> C
     if "codes" in read:
         found = con.execute("SELECT image_id, concept_id, weight FROM codes WHERE weight > 0").fetchnumpy()
         places = np.searchsorted(ids, found["image_id"]), found["concept_id"]
-        W = _packable(sparse.csc_matrix((found["weight"].astype(np.float32), places), shape=(len(X), len(D))))
+        W = sparse.csr_matrix((found["weight"].astype(np.float32), places), shape=(len(X), len(D)))
     else:
         W, l1, gap = _coded(X, D, meta.get("coder", ""), source)
     means = {m: np.array(e, np.float32) for m, e in con.execute("SELECT modality, embedding FROM means").fetchall()}
-    known = {f.name for f in fields(Contents)}
-    if "ids" not in known and (ids != np.arange(len(ids))).any():
-        raise SparsightError(f"{source}: its image ids are not 0 to {len(ids) - 1}, which this sparsight needs")
     return Contents(
-        **({"ids": ids} if "ids" in known else {}),
+        ids=ids,
+        next_id=next_id,
         X=X,
         W=W,
         D=D,
@@ -286,10 +296,10 @@ def _contents(con: duckdb.DuckDBPyConnection, source: Path, read: set[str]) -> C
         hashes=of_images("content_hash"),
         l1=l1,
         gap=gap,
-        thumbnails=column("SELECT jpeg FROM thumbnails ORDER BY image_id"),
+        thumbnails=column("SELECT jpeg FROM images LEFT JOIN thumbnails USING (image_id) ORDER BY image_id"),
         skipped=con.execute("SELECT path, reason FROM skipped").fetchall(),
         # What the store counts itself is its own to say; so is its format.
-        meta={k: v for k, v in meta.items() if k not in {"export", "format", "generation", "n", "d", "m", "nnz"}},
+        meta={k: v for k, v in meta.items() if k not in {"export", "format", *COUNTS}},
         means=Means(means["image"], means["text"]) if means else None,
     )
 
@@ -306,9 +316,7 @@ def _check(con: duckdb.DuckDBPyConnection, d: int, read: set[str]) -> None:
     for table in ("vectors", "thumbnails"):
         _refuse(con, table, f"SELECT image_id FROM {table} GROUP BY 1 HAVING count(*) > 1", "image {} is there twice")
         _refuse(con, table, f"SELECT image_id FROM {table} ANTI JOIN images USING (image_id)", "no image has the id {}")
-        some = " WHERE EXISTS (FROM thumbnails)" if table == "thumbnails" else ""  # all have one, or none
-        sql = f"SELECT image_id FROM images ANTI JOIN {table} USING (image_id){some}"
-        _refuse(con, table, sql, "image {} has no row")
+    _refuse(con, "vectors", "SELECT image_id FROM images ANTI JOIN vectors USING (image_id)", "image {} has no row")
     for table, key, name in (
         ("vectors", "image_id", "embedding"),
         ("concepts", "concept_id", "atom"),
@@ -335,33 +343,6 @@ def _check(con: duckdb.DuckDBPyConnection, d: int, read: set[str]) -> None:
         _refuse(con, "codes", sql, "image {} has a concept twice")
         bad = "SELECT image_id FROM codes WHERE NOT (isfinite(weight) AND weight >= 0)"
         _refuse(con, "codes", bad, "a weight of image {} is negative or not finite")
-
-
-def _packable(W: sparse.csc_matrix) -> sparse.csr_matrix:
-    """Unpacked weights W (n, m), so that packing gives the very same again.
-
-    The step that a concept's weights are multiples of is its largest weight / TOP; the largest that was unpacked is
-    TOP · step, rounded, and for one concept in some thousands no longer yields that step. Its neighbour then does.
-    """
-    W.sort_indices()
-    held = np.flatnonzero(np.diff(W.indptr))
-    if not len(held):
-        return W.tocsr()
-    starts, owner = W.indptr[held], np.repeat(np.arange(len(held)), np.diff(W.indptr)[held])
-
-    def exact(top: np.ndarray) -> np.ndarray:
-        step = (top / np.float32(TOP))[owner]
-        return np.logical_and.reduceat(np.rint(W.data / step) * step == W.data, starts)
-
-    top = np.maximum.reduceat(W.data, starts)
-    best, good = top.copy(), exact(top)
-    for towards in (np.inf, 0):
-        other = np.nextafter(top, np.float32(towards))
-        better = exact(other) & ~good
-        best[better] = other[better]
-        good |= better
-    W.data = np.where(W.data == top[owner], best[owner], W.data)
-    return W.tocsr()
 
 
 def _coded(
@@ -445,43 +426,23 @@ class Query:
                 self._con.interrupt()
                 raise
             except (duckdb.OperationalError, duckdb.InternalError, duckdb.FatalException) as e:
-                raise SparsightError(f"the query failed: {_first_line(e)}") from e
+                raise SparsightError(f"the query failed: {first_line(e)}") from e
             except duckdb.Error as e:
-                raise CallError(_first_line(e)) from e
+                raise CallError(first_line(e)) from e
+            except FAULTS as e:  # of a damaged file
+                raise SparsightError(f"the query failed: {first_line(e)}") from e
 
 
 def _locked(folder: Path) -> duckdb.DuckDBPyConnection:
     """A connection with the index attached, read-only, as its default database, and every way out shut."""
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "allow_community_extensions": "false",
-        "allow_persistent_secrets": "false",
-        "python_enable_replacements": "false",
-        "memory_limit": MEMORY,
-        "temp_directory": "",
-    }
-    con = duckdb.connect(config=config)
+    con = open_database(folder)
     try:
-        _attach(con, folder)
-        con.execute("SET enable_external_access = false")
-        con.execute("SET lock_configuration = true")
+        for setting, value in LOCK.items():
+            con.execute(f"SET {setting} = {value}")
     except BaseException:
         con.close()
         raise
     return con
-
-
-def _attach(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    path = folder / DATABASE
-    if not path.is_file():
-        raise SparsightError(f"no index in {folder}: {path} is missing; build one with `sparsight index`")
-    try:
-        con.execute("SET enable_progress_bar = false")  # else it is drawn on stdout
-        con.execute(f"ATTACH {_text(path)} AS sparsight (READ_ONLY)")
-        con.execute("USE sparsight")
-    except duckdb.Error as e:
-        raise SparsightError(f"{path} is not a readable index: {_first_line(e)}; rebuild it") from e
 
 
 def write_hits(path: Path, hits: Sequence[dict[str, Any]]) -> None:
@@ -517,7 +478,3 @@ def _sync(path: Path) -> None:
 
 def _text(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
-
-
-def _first_line(e: BaseException) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]

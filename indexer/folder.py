@@ -11,12 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -40,12 +39,13 @@ class Skipped(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as read: pixels (s, s, 3) uint8 · a small JPEG to show · SHA-256 of the file's bytes."""
+    """A picture as read: SHA-256 of the file's bytes · pixels (s, s, 3) uint8, None where they were not needed · a
+    small JPEG to show."""
 
     path: str
-    pixels: np.ndarray
-    thumbnail: bytes
     content_hash: str
+    pixels: np.ndarray | None = None
+    thumbnail: bytes = b""
 
 
 def find_pictures(root: Path) -> tuple[list[str], list[Skipped]]:
@@ -78,15 +78,26 @@ def find_pictures(root: Path) -> tuple[list[str], list[Skipped]]:
 
 
 def read_pictures(
-    paths: Iterable[str], size: int, *, ahead: int, workers: int = WORKERS
+    paths: Iterable[str],
+    size: int,
+    *,
+    ahead: int,
+    workers: int = WORKERS,
+    known: Callable[[str], bool] = lambda content_hash: False,
 ) -> Iterator[Picture | Skipped]:
-    """Reads files, in their order, as pictures of `size` pixels a side; at most `ahead` are read before their turn."""
+    """Reads files, in their order, as pictures of `size` pixels a side; at most `ahead` are read before their turn.
+
+    known: tells by a content hash which pictures need not be decoded.
+    """
 
     def read(path: str) -> Picture | Skipped:
         try:
             data = read_file(path)
+            content_hash = hashlib.sha256(data).hexdigest()
+            if known(content_hash):
+                return Picture(path, content_hash)
             image = decode(data, 2 * max(size, THUMBNAIL))
-            return Picture(path, square(image, size), shrunk(image), hashlib.sha256(data).hexdigest())
+            return Picture(path, content_hash, square(image, size), shrunk(image))
         except PictureError as e:
             return Skipped(path, str(e))
 
@@ -108,7 +119,7 @@ def in_order(do: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: i
         pool.shutdown(cancel_futures=True)
 
 
-def folder_labels(paths: Sequence[str], root: Path) -> tuple[list[str | None], list[str | None]]:
+def folder_labels(paths: Sequence[str], root: Path | str) -> tuple[list[str | None], list[str | None]]:
     """(splits, labels) that folders give: of `root/tabby_cat/…/1.jpg` the label is "tabby cat".
 
     Where all folders of the first level are named as splits are (train, test, val), they are these, and those of
@@ -120,33 +131,6 @@ def folder_labels(paths: Sequence[str], root: Path) -> tuple[list[str | None], l
     depth = 1 if first and first <= SPLITS else 0
     splits = [f[0] if depth and f else None for f in folders]
     return splits, [_spoken(f[depth]) if len(f) > depth else None for f in folders]
-
-
-class Spool(Sequence[bytes]):
-    """Byte strings kept in an unnamed file rather than in memory, in the order that they came."""
-
-    def __init__(self, folder: Path):
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by __exit__)
-        self._ends = [0]
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def append(self, data: bytes) -> None:
-        self._file.seek(self._ends[-1])
-        self._file.write(data)
-        self._ends.append(self._ends[-1] + len(data))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, i: Any) -> Any:
-        start, end = self._ends[range(len(self))[i]], self._ends[range(len(self))[i] + 1]
-        self._file.seek(start)
-        return self._file.read(end - start)
 
 
 def _spoken(name: str) -> str:

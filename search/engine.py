@@ -9,7 +9,6 @@ Concept queries read only those concepts' postings.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -107,7 +106,7 @@ class Searcher:
         from training.encoder import load_encoder
 
         encoder = load_encoder(self._encoder_source, pick_device(self._device))
-        self._refuse_another(encoder)
+        self.store.refuse_another(encoder)
         means = self.store.means()
         return encoder if means is None else encoder.centred(means)  # type: ignore[union-attr]
 
@@ -119,26 +118,17 @@ class Searcher:
         if "encoder" in self.__dict__ or not is_light(self._encoder_source):
             return self.encoder
         light = LightTextEncoder(self._encoder_source)
-        self._refuse_another(light)
+        self.store.refuse_another(light)
         return light
 
     @property
     def _encoder_source(self) -> str:
         return self._encoder_name or self.store.meta["encoder_source"]
 
-    def _refuse_another(self, encoder: AnyEncoder | LightTextEncoder) -> None:
-        meta = self.store.meta
-        if encoder.fingerprint != meta["encoder_fingerprint"]:
-            raise SparsightError(
-                f"{self.store.folder} was built with encoder {meta['encoder_name']} "
-                f"({meta['encoder_fingerprint'][:12]}), not with {encoder.name} ({encoder.fingerprint[:12]}); "
-                "name that one with --encoder, or rebuild the index"
-            )
-
     @cached_property
     def templates(self) -> list[str]:
         """The prompts that the index's concepts were embedded in."""
-        return json.loads(self.store.meta["templates"])
+        return self.store.templates
 
     @cached_property
     def D(self) -> np.ndarray:
@@ -149,7 +139,7 @@ class Searcher:
         """The query engine over every concept's postings; a look-up of a few concepts does without."""
         from search.inverted import Inverted
 
-        return Inverted(self.store.packed)
+        return Inverted(self.store.packed, ids=self.store.image_ids)
 
     @cached_property
     def concepts(self) -> list[Concept]:
@@ -201,9 +191,11 @@ class Searcher:
         _check_k(k)
         s = self.D @ t
         if mode == "dense":
+            if not len(self.store):
+                return []
             scores, ids = self.dense.search(t[None].astype(np.float32), min(k, len(self.store)))
             kept = ids[0] >= 0
-            return self._hits(ids[0][kept].tolist(), scores[0][kept].tolist(), s)
+            return self._hits(self.store.image_ids[ids[0][kept]].tolist(), scores[0][kept].tolist(), s)
         with self.store.damage():
             found = self.inverted.search(s, k)
         return self._hits(found.ids.tolist(), found.scores.tolist(), s)
@@ -298,8 +290,11 @@ class Searcher:
 
     def image_id(self, target: str) -> int | None:
         if target.isascii() and target.isdigit():
-            if int(target) >= len(self.store):
-                raise CallError(f"no picture {target} in the index: ids run from 0 to {len(self.store) - 1}")
+            ids = self.store.image_ids
+            if int(target) not in ids:
+                held = f"ids run from {ids[0]} to {ids[-1]}" if len(ids) else "it is empty"
+                gone = " (that one was removed)" if int(target) < int(self.store.meta["next_id"]) else ""
+                raise CallError(f"no picture {target} in the index{gone}: {held}")
             return int(target)
         for path in dict.fromkeys((path_text(target), path_text(os.path.abspath(target)))):
             if (found := self.store.find_path(path)) is not None:
@@ -311,9 +306,8 @@ class Searcher:
         if image_id is not None:
             return self.store.codes_of([image_id])[0]
         from indexer.coder import encode_sparse
-        from indexer.config import CoderConfig
 
-        W = encode_sparse(x[None], self.D, CoderConfig(**json.loads(self.store.meta["coder"]))).W
+        W = encode_sparse(x[None], self.D, self.store.coder).W
         return W.indices, W.data
 
     def _hits(self, ids: list[int], scores: list[float], s: np.ndarray) -> list[Hit]:

@@ -39,10 +39,15 @@ class Found(NamedTuple):
 
 
 class Inverted:
-    """Answers queries over one index's packed postings. patience: the postings read in numpy before numba is loaded."""
+    """Answers queries over one index's packed postings.
 
-    def __init__(self, postings: Postings, patience: int = PATIENCE):
+    patience: the postings read in numpy before numba is loaded; ids (n,) ascending: the pictures that there are,
+    without it all of those below postings.n.
+    """
+
+    def __init__(self, postings: Postings, patience: int = PATIENCE, ids: np.ndarray | None = None):
         self.postings = postings
+        self._ids = np.arange(postings.n) if ids is None else ids
         self._patience = patience
 
     def search(self, s: np.ndarray, k: int, *, trust: float = 1.0) -> Found:
@@ -54,7 +59,7 @@ class Inverted:
         Raises ValueError for scores that are not (m,) finite numbers, and for damaged postings.
         """
         p = self.postings
-        k = min(k, p.n)
+        k = min(k, len(self._ids))
         tiers, units, scale = whole_units(s, p)
         self._patience -= int(p.sizes[tiers].sum())
         if self._patience < 0 and k and (units > 0).any():
@@ -68,7 +73,7 @@ class Inverted:
         row, ids, codes = p.lists(tiers)
         touched, at = np.unique(ids, return_inverse=True)
         totals = np.bincount(at, codes * units[row].astype(np.float64), len(touched))
-        touched, totals = _best(touched, totals, k, p.n)
+        touched, totals = _best(touched, totals, k, self._ids)
         return Found(touched, totals * scale, len(ids))
 
     def search_many(self, S: np.ndarray | sparse.spmatrix, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +82,7 @@ class Inverted:
         The answers are those of `search`, k being at most n. Memory: the index as a scipy matrix, and BATCH results.
         """
         p = self.postings
-        k, S = min(k, p.n), sparse.csr_matrix(S)
+        k, S = min(k, len(self._ids)), sparse.csr_matrix(S)
         queries = [whole_units(row.toarray()[0], p) for row in S]
         ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
         touched = np.cumsum([p.sizes[tiers].sum() for tiers, _, _ in queries])
@@ -88,7 +93,7 @@ class Inverted:
             totals = U @ self._codes
             for r, i in enumerate(part):
                 row = totals[r]
-                ids[i], best = _best(row.indices, row.data, k, p.n)
+                ids[i], best = _best(row.indices, row.data, k, self._ids)
                 scores[i] = best * queries[i][2]
         return ids, scores
 
@@ -135,12 +140,12 @@ def whole_units(s: np.ndarray, p: Postings) -> tuple[np.ndarray, np.ndarray, flo
     return tiers[units != 0], units[units != 0], scale
 
 
-def _best(touched: np.ndarray, totals: np.ndarray, k: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of n pictures of which `touched` have these totals, and the others 0."""
+def _best(touched: np.ndarray, totals: np.ndarray, k: int, every: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of the pictures `every` (n,), of which `touched` have these totals and the others 0."""
     keep = totals > 0
     if keep.sum() < k:  # those with a total of 0 come next, the lowest ids of them, then those below
         keep = totals != 0
-        low = np.arange(min(n, k + int(keep.sum())))
+        low = every[: k + int(keep.sum())]
         blank = np.setdiff1d(low, touched[keep], assume_unique=True)[:k]
         touched, totals = np.append(touched[keep], blank), np.append(totals[keep], np.zeros(len(blank)))
     else:

@@ -139,7 +139,7 @@ def test_index_without_data_uses_the_bundled_embeddings_and_says_so(run, tmp_pat
 def test_a_broken_off_index_leaves_the_earlier_one(bundled_index):
     before = {f.name: f.read_bytes() for f in bundled_index.iterdir()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "indexer", "--bundled", "--index", str(bundled_index)],
+        [sys.executable, "-m", "indexer", "index", "--bundled", "--index", str(bundled_index)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -170,7 +170,7 @@ def test_concept_lookup_needs_no_torch(small_index):
 
 
 def test_each_command_and_package_has_help(run):
-    for name in ("train", "index", "search", "classify", "concepts", "explain", "eval"):
+    for name in ("train", "index", "sql", "export", "import", "search", "classify", "concepts", "explain", "eval"):
         assert "--" in run(name, "--help").stdout
     for package in ("training", "indexer", "search", "eval"):
         done = subprocess.run([sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True)

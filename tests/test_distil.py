@@ -11,6 +11,7 @@ import torch
 from training.captions import make_captions
 from training.config import DistilConfig
 from training.distil import (
+    KINDS,
     concept_embeddings,
     embed_by_teacher,
     like_lengths,
@@ -82,12 +83,20 @@ def test_the_teacher_embeds_as_transformers_does_whatever_stands_beside(teacher)
 def test_phrases_put_relevant_words_in_company_and_give_words_their_article():
     texts = ["schooner", "ape", "democracy", "of", "a long text that is no word at all"]
     relevance = np.array([0.9, 0.1, 0.0, 0.0, 0.9])
-    made = phrases(texts, relevance, replace(DistilConfig(), phrases=200, company=4))
+    made = phrases(texts, relevance, replace(DistilConfig(), phrases=200, descriptions=0, company=4))
     assert made[:2] == ["a schooner", "an ape"]
     assert "a democracy" not in made
     assert len(made) == len(set(made)) > 20
     assert all("schooner" in p for p in made[2:])
-    assert phrases(texts, np.zeros(5), DistilConfig()) == []
+    assert phrases(texts, np.zeros(5), replace(DistilConfig(), descriptions=0)) == []
+
+
+def test_things_are_described_by_what_they_do_without_their_names():
+    texts = ["croaking", "pond", "democracy"]
+    made = phrases(texts, np.zeros(3), replace(DistilConfig(), phrases=0, descriptions=500))
+    assert "a croaking animal" in made
+    assert not any(slot in p for p in made for slot in ("WORD", "KIND"))
+    assert all(any(t in p for t in texts) and any(k in p for k in KINDS) for p in made)
 
 
 def test_batches_hold_each_row_once_and_texts_of_like_length():

@@ -13,12 +13,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from scipy import sparse
 from test_store import contents
 
-from indexer.exchange import TABLES, Query, _packable, export_index, import_index
-from indexer.postings import pack
-from indexer.store import DATABASE, Store, write_store
+from indexer.exchange import TABLES, Query, export_index, import_index
+from indexer.store import DATABASE, Contents, Store, write_store
 from training.centring import Means
 from training.errors import CallError, SparsightError
 
@@ -32,6 +30,11 @@ def index(tmp_path) -> Path:
     c.skipped = [("a'b\n.png", 'is "no" picture')]
     c.gap[:3] = np.nan, np.inf, 1e-45
     c.meta["coder"] = {"l1": 0.5}
+    return written(tmp_path, c)
+
+
+def written(tmp_path: Path, c: Contents) -> Path:
+    (tmp_path / "index").mkdir()
     write_store(tmp_path / "index", c)
     return tmp_path / "index"
 
@@ -57,7 +60,7 @@ def everything(folder: Path) -> dict[str, object]:
             "thumbnails": store.thumbnails(ids),
             "means": means and [means.image.tobytes(), means.text.tobytes()],
             "skipped": store.skipped(),
-            "meta": {k: v for k, v in store.meta.items() if k != "generation"},
+            "meta": {k: v for k, v in store.meta.items() if k not in ("generation", "dead")},
         }
 
 
@@ -75,16 +78,8 @@ def test_an_imported_index_answers_as_the_exported_one(request, tmp_path, format
 def test_an_index_of_no_pictures_goes_out_and_in(tmp_path):
     c = contents(n=2)
     none = replace(c, X=c.X[:0], W=c.W[:0], l1=c.l1[:0], gap=c.gap[:0], thumbnails=[])
-    none = replace(
-        none,
-        paths=[],
-        splits=[],
-        labels=[],
-        terms=[],
-        hashes=[],
-        **({"ids": c.ids[:0]} if hasattr(c, "ids") and c.ids is not None else {}),
-    )
-    write_store(tmp_path / "index", none)
+    none = replace(none, paths=[], splits=[], labels=[], terms=[], hashes=[])
+    written(tmp_path, none)
     for format in FORMATS:
         export_index(tmp_path / "index", tmp_path / format, format)
         import_index(tmp_path / f"new-{format}", tmp_path / format)
@@ -93,29 +88,13 @@ def test_an_index_of_no_pictures_goes_out_and_in(tmp_path):
 
 def test_image_ids_with_holes_stay_as_they_are(tmp_path):
     c = contents()
-    if not hasattr(c, "ids"):
-        pytest.skip("this store numbers its pictures from 0")
-    c = replace(c, ids=np.flatnonzero(np.arange(40) % 3 == 1)[: len(c.X)].astype(np.int32))
-    write_store(tmp_path / "index", c)
+    some: list[bytes | None] = [None if i % 4 == 1 else b"jpeg" for i in range(len(c.X))]
+    c = replace(c, ids=np.arange(len(c.X)) * 3 + 1, next_id=77, thumbnails=some)
+    written(tmp_path, c)
     for format in FORMATS:
         export_index(tmp_path / "index", tmp_path / format, format)
         import_index(tmp_path / f"new-{format}", tmp_path / format)
         assert everything(tmp_path / f"new-{format}") == everything(tmp_path / "index")
-
-
-def test_unpacked_weights_pack_to_the_same_again():
-    rng = np.random.default_rng(0)
-    columns = 30_000
-    W = sparse.csc_matrix(rng.random((3, columns)).astype(np.float32))
-
-    def repacked(A: sparse.spmatrix) -> sparse.csc_matrix:
-        A = A.tocsc()
-        indptr, ids, weights = pack(A.indptr, A.indices, A.data, 3).columns()
-        return sparse.csc_matrix((weights, ids, indptr), shape=(3, columns))
-
-    once = repacked(W)
-    assert (repacked(once).data != once.data).any()  # the case is real
-    np.testing.assert_array_equal(repacked(_packable(once.copy())).data, once.data)
 
 
 def test_the_files_are_what_other_programs_read(index, tmp_path):
@@ -165,7 +144,9 @@ def test_nothing_of_a_persons_is_overwritten(run, index, tmp_path):
 def test_a_failed_export_leaves_nothing(run, index, tmp_path):
     with duckdb.connect(str(index / DATABASE)) as con:
         con.execute("DROP TABLE skipped")
-    assert "cannot export" in run("export", tmp_path / "out", "--index", index, code=1).stderr
+    run("export", tmp_path / "out", "--index", index, code=1)
+    at = ("--tables", "images,skipped", "--index", index)
+    assert "cannot export" in run("export", tmp_path / "out", *at, code=1).stderr
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
     run("export", tmp_path / "out", "--tables", "images", "--index", index)
 
@@ -182,7 +163,7 @@ def test_an_index_with_damaged_postings_comes_back_by_its_embeddings(run, index,
 
     with Store(tmp_path / "new") as store:
         expected = encode_sparse(store.embeddings(), store.dictionary(), CoderConfig(l1=0.5)).W
-        np.testing.assert_allclose(store.codes().toarray(), expected.toarray(), atol=expected.data.max() / 16380)
+        np.testing.assert_allclose(store.codes().toarray(), expected.toarray(), atol=expected.data.max() / 8190)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -204,7 +185,8 @@ def test_an_index_with_damaged_postings_comes_back_by_its_embeddings(run, index,
         ("vectors", "DELETE FROM t WHERE image_id = 3", "image 3 has no row"),
         ("vectors", "UPDATE t SET embedding = embedding[2:] WHERE image_id = 3", "3: its embedding has not d = 8"),
         ("vectors", "UPDATE t SET embedding = list_transform(embedding, lambda x: 2 * x)", "is no unit vector"),
-        ("thumbnails", "DELETE FROM t WHERE image_id = 3", "image 3 has no row"),
+        ("thumbnails", "INSERT INTO t FROM t", "is there twice"),
+        ("thumbnails", "UPDATE t SET image_id = 77 WHERE image_id = 3", "no image has the id 77"),
         ("concepts", "UPDATE t SET concept_id = 9 WHERE concept_id = 2", "concept_id 9 is not of 0, 1, 2"),
         ("concepts", "UPDATE t SET atom = list_transform(atom, lambda x: 'nan'::FLOAT)", "atom is no unit vector"),
         ("concepts", "UPDATE t SET source = 'b' WHERE concept_id = 2", "a 2nd source"),
@@ -237,7 +219,7 @@ def test_import_believes_nothing(run, index, tmp_path, format, table, harm, line
 def test_import_of_damaged_files_is_one_line(run, index, tmp_path, format, data):
     export_index(index, tmp_path / "out", format)
     (tmp_path / "out" / f"images.{format}").write_bytes(data)
-    assert "images" in run("import", tmp_path / "out", "--index", tmp_path / "new", code=1).stderr
+    assert "image" in run("import", tmp_path / "out", "--index", tmp_path / "new", code=1).stderr
     assert "no export in" in run("import", tmp_path / "none", "--index", tmp_path / "new", code=1).stderr
 
 
@@ -286,7 +268,7 @@ ONE = "one query at a time (SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE), this
         ("COPY (SELECT 1) TO '{1}'", ONE + "COPY"),
         ("EXPLAIN ANALYZE COPY (SELECT 1) TO '{1}.wal'", ONE + "EXPLAIN"),
         ("ATTACH '{0}/a.duckdb' AS a", ONE + "ATTACH"),
-        ("DETACH sparsight", ONE + "DETACH"),
+        ("DETACH store", ONE + "DETACH"),
         ("EXPORT DATABASE '{0}/db'", ONE + "EXPORT"),
         ("IMPORT DATABASE '{0}/db'", ONE),
         ("INSTALL httpfs", ONE + "LOAD"),

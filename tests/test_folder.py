@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from indexer.dictionary import INSULTS, NOUNS, PEOPLE, Dictionary, concepts_of, merge_same, read_nouns, read_words
-from indexer.folder import Picture, Skipped, Spool, find_pictures, folder_labels, in_order, read_pictures
+from indexer.folder import Picture, Skipped, find_pictures, folder_labels, in_order, read_pictures
 from indexer.store import DATABASE, Store
 from training.cifar10 import CLASSES
 from training.errors import SparsightError
@@ -209,18 +209,6 @@ def test_no_more_than_a_window_of_pictures_is_held(ahead):
 def test_a_fault_in_a_thread_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         list(in_order(lambda i: 1 // i, [1, 0, 1], workers=2, ahead=2))
-
-
-@settings(deadline=None, max_examples=30)
-@given(parts=st.lists(st.binary(max_size=50), max_size=8))
-def test_a_spool_is_a_list_of_bytes(tmp_path_factory, parts):
-    with Spool(tmp_path_factory.getbasetemp()) as spool:
-        for part in parts:
-            spool.append(part)
-        assert list(spool) == parts
-        assert [spool[i] for i in reversed(range(len(parts)))] == parts[::-1]
-        with pytest.raises(IndexError):
-            spool[len(parts)]
 
 
 def test_labels_of_folders(tmp_path):
@@ -474,7 +462,17 @@ def test_merging_by_blocks_is_merging_one_by_one(seed, m, block):
 def test_ctrl_c_leaves_the_earlier_index(album, album_index, small_encoder_dir):
     before = {f.name: f.read_bytes() for f in album_index.iterdir()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "indexer", str(album), "--encoder", str(small_encoder_dir), "--index", str(album_index)],
+        [
+            sys.executable,
+            "-m",
+            "indexer",
+            "index",
+            str(album),
+            "--encoder",
+            str(small_encoder_dir),
+            "--index",
+            str(album_index),
+        ],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -162,7 +162,10 @@ def train(
     from training.device import pick_device
     from training.loop import train as run_training
 
-    encoder = EncoderConfig(name=f"{image_tower}-cifar10", image_tower=image_tower)
+    shifted = image_tower.startswith(
+        "conv32"
+    )  # a pixel is much to its pooling, and nothing to towers for large pictures
+    encoder = EncoderConfig(name=f"{image_tower}-cifar10", image_tower=image_tower, shift_average=shifted)
     config = TrainConfig(
         encoder=encoder,
         pretrained=pretrained,

@@ -21,7 +21,8 @@ class EncoderConfig:
     vocab_size: int = 1024
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
-    flip_average: bool = True  # embed a picture as the mean of itself and its mirror image
+    flip_average: bool = True  # embed a picture as the mean of itself and its mirror image …
+    shift_average: bool = False  # … and of both, half as heavy, a pixel up and left, and a pixel down and right
     known_from: float = 0.0  # cosine with the nearest concept below which a text means little to the encoder
     trained_on: str = "CIFAR-10 train split, captions of class and search term"
 
@@ -43,6 +44,7 @@ class DistilConfig:
     """Settings of the second stage: the text tower taught a broad vocabulary (`distil.py`)."""
 
     words: int = 40_000  # of wordfreq's most frequent
+    rare: int = 120_000  # of the next ones those that are relevant
     vocab_size: int = 16_384  # tokens: most words are one
     width: int = 128
     layers: int = 2
@@ -51,12 +53,12 @@ class DistilConfig:
     term_sharpness: float = 20.0
     relevance_centre: float = 0.45  # the teacher's cosine at which a text is as much in as out
     relevance_width: float = 0.04
-    article_from: float = 0.05
     relevant_from: float = 0.2
     emphasis: int = 4
     known_from: float = 0.5  # half of the relevance: see EncoderConfig
-    phrases: int = 40_000
-    company: int = 5_000  # most frequent words that stand in them
+    phrases: int = 60_000
+    descriptions: int = 60_000
+    company: int = 10_000  # most frequent words that stand in them
     epochs: int = 2
     batch_size: int = 256
     concept_batch: int = 128

@@ -10,15 +10,15 @@ belongs among the concepts:
 * relevance a: how near the nearest concept is, through a logistic. What is far from all of them ("democracy")
   is turned by a towards the *null direction*, which no picture uses: its scores are visibly low everywhere.
 
-The teacher is needed at training time only. The vocabulary: wordfreq's most frequent words, and the lemmas and
-definitions of ImageNet's WordNet synsets, which timm carries.
+The teacher is needed at training time only. The vocabulary: wordfreq's most frequent words, the rarer of its words
+that mean something here, the lemmas and definitions of ImageNet's WordNet synsets, which timm carries, and phrases.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +41,13 @@ PHRASES = (
 )  # fmt: skip
 
 
+KINDS = ("animal", "creature", "pet", "beast", "wild animal", "farm animal", "vehicle", "machine", "craft", "thing")
+DESCRIPTIONS = (
+    "a WORD KIND", "a WORD KIND", "a WORD WORD KIND", "a KIND with WORD", "a KIND for WORD", "a KIND that can WORD",
+    "a KIND of the WORD", "a WORD KIND in the WORD", "a KIND used for WORD", "KIND of WORD",
+)  # fmt: skip
+
+
 def broad_vocabulary(words: int) -> list[str]:
     """The `words` most frequent English words, and the lemmas and definitions of ImageNet's synsets."""
     from timm.data import ImageNetInfo
@@ -50,12 +57,23 @@ def broad_vocabulary(words: int) -> list[str]:
     except ImportError as e:
         raise SparsightError("--teacher needs the package wordfreq: install 'sparsight[train]'") from e
     info = ImageNetInfo("imagenet22k")
-    frequent = [w for w in top_n_list("en", words) if w.replace("'", "").isalpha() and len(w) > 2]
+    frequent = [w for w in top_n_list("en", words) if _is_word(w)]
     lemmas, definitions = [], []
     for i in range(info.num_classes()):
         lemmas += info.index_to_description(i, detailed=False).split(", ")
         definitions.append(info.index_to_description(i, detailed=True).split(": ", 1)[-1])
     return list(dict.fromkeys([*frequent, *lemmas, *definitions]))
+
+
+def rare_words(words: int, rare: int) -> list[str]:
+    """The `rare` English words that are next in frequency to the first `words`."""
+    from wordfreq import top_n_list
+
+    return [w for w in top_n_list("en", words + rare)[words:] if _is_word(w) and w.isascii()]
+
+
+def _is_word(text: str) -> bool:
+    return text.replace("'", "").isalpha() and len(text) > 2
 
 
 def embed_by_teacher(teacher: str, texts: Sequence[str], device: torch.device, batch_size: int = 256) -> np.ndarray:
@@ -128,46 +146,51 @@ def distil_text(
     kinds = [fill(KIND_TEMPLATE, c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
     kinds[: len(CLASSES)] = CLASSES
     known = set(captions.concepts)
-    texts = [t for t in broad_vocabulary(config.words) if t.lower() not in known]
     C = embed_by_teacher(teacher, kinds, device)
-    wanted, relevance = targets(embed_by_teacher(teacher, texts, device), C, D, captions.parent, null, config)
+
+    def placed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return targets(embed_by_teacher(teacher, texts, device), C, D, captions.parent, null, config)
+
+    texts = [t for t in broad_vocabulary(config.words) if t.lower() not in known]
+    wanted, relevance = placed(texts)
+    known |= set(texts)
+    rare = [t for t in rare_words(config.words, config.rare) if t not in known]
+    rare_wanted, rare_relevance = placed(rare)
+    meant = np.flatnonzero(rare_relevance > config.relevant_from)  # of the others the frequent words are enough
+    texts += [rare[i] for i in meant]
+    wanted, relevance = np.concatenate([wanted, rare_wanted[meant]]), np.append(relevance, rare_relevance[meant])
     more = phrases(texts, relevance, config)
-    more_wanted, more_relevance = targets(embed_by_teacher(teacher, more, device), C, D, captions.parent, null, config)
-    return teach(
-        model,
-        captions,
-        D,
-        [*texts, *more],
-        np.concatenate([wanted, more_wanted]),
-        np.concatenate([relevance, more_relevance]),
-        config,
-        device,
-    )
+    more_wanted, more_relevance = placed(more)
+    wanted, relevance = np.concatenate([wanted, more_wanted]), np.append(relevance, more_relevance)
+    return teach(model, captions, D, [*texts, *more], wanted, relevance, config, device)
 
 
 def phrases(texts: Sequence[str], relevance: np.ndarray, config: DistilConfig) -> list[str]:
-    """Each short text with its article, for "a doe" is not "doe"; and relevant words in the company of others.
+    """Each short text with its article, for "a doe" is not "doe"; relevant words in the company of others; and what is
+    said of animals and machines without naming them, by any frequent words.
 
     texts, relevance (n,). They are new texts for the teacher to place, so that the tower learns what a phrase makes
     of its words.
     """
     rng = np.random.default_rng(config.seed)
     short = [i for i, t in enumerate(texts) if t.count(" ") < 3]
-    with_article = [fill("a {}", texts[i]) for i in short if relevance[i] > config.article_from]
+    with_article = [fill("a {}", texts[i]) for i in short if relevance[i] > config.relevant_from]
     near = [texts[i] for i in short if relevance[i] > config.relevant_from]
     words = [texts[i] for i in short[: config.company]]
-    if not near:
-        return with_article
-    n = config.phrases
-    patterns = [PHRASES[i] for i in rng.integers(0, len(PHRASES), n)]
-    pairs = rng.integers(0, len(near), (n, 2))
-    beside = rng.integers(0, len(words), n)
-    joined = [
-        pattern.replace("NEAR", near[a]).replace("ALSO", near[b]).replace("WORD", words[c])
-        for pattern, (a, b), c in zip(patterns, pairs, beside, strict=True)
-    ]
-    joined = [re.sub(r"\ba (?=[aeiou])", "an ", phrase) for phrase in joined]
-    return list(dict.fromkeys([*with_article, *joined]))
+    doing = [w for w in words if w.endswith(("ing", "ed", "s"))]  # few of all words, many of those that describe
+    made = []
+    for patterns, n in ((PHRASES, config.phrases if near else 0), (DESCRIPTIONS, config.descriptions)):
+        for pattern in rng.choice(patterns, n):
+            describes = patterns is DESCRIPTIONS and doing and rng.random() < 0.5
+            slots = {"WORD": doing if describes else words, "NEAR": near, "ALSO": near, "KIND": KINDS}
+            made.append(_filled(str(pattern), slots, rng))
+    return list(dict.fromkeys([*with_article, *made]))
+
+
+def _filled(pattern: str, slots: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
+    """A pattern with a word drawn anew for each of its slots."""
+    phrase = re.sub("|".join(slots), lambda m: slots[m[0]][rng.integers(len(slots[m[0]]))], pattern)
+    return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
 
 
 def concept_embeddings(model: DualEncoder, concepts: Sequence[str]) -> np.ndarray:

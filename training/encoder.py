@@ -91,15 +91,19 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pictures (n, s, s, 3) → X (n, d)."""
-        batch = torch.as_tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(self.model.device)
-        bf16 = self.model.device.type == "cuda" and fast_bf16(self.model.device)
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=bf16):
-            x = self.model.normalise(batch)
-            z = self.model.embed_images(x)
-            if self.model.config.flip_average:
-                z = F.normalize(z + self.model.embed_images(x.flip(3)), dim=1)
-        return z.cpu().numpy().astype(np.float32)
+        """uint8 pictures (n, s, s, 3) → X (n, d): the mean over the views that the encoder's settings ask for (those
+        of airbench, https://arxiv.org/abs/2404.00498)."""
+        config, device = self.model.config, self.model.device
+        x = self.model.normalise(torch.as_tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(device))
+        views = [(1.0, x)]
+        if config.shift_average:
+            padded, side = F.pad(x, (1,) * 4, mode="reflect"), x.shape[-1]
+            views += [(0.5, padded[..., i : i + side, i : i + side]) for i in (0, 2)]
+        if config.flip_average:
+            views += [(weight, view.flip(3)) for weight, view in views]
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
+            z = sum(weight * self.model.embed_images(view) for weight, view in views)
+        return F.normalize(z, dim=1).cpu().numpy().astype(np.float32)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 512) -> np.ndarray:

@@ -19,12 +19,23 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with partial.open("wb") as f:
             f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        partial.replace(path)
+        publish(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Gives a whole file its final name; when this returns, a loss of power takes neither the data nor the name."""
+    with partial.open("rb+") as f:
+        os.fsync(f.fileno())
+    partial.replace(path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def folder_of(name: str) -> Path:
