@@ -65,7 +65,7 @@ def everything(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", ["index", "small_index"])
+@pytest.mark.parametrize("name", ["index", "light_index"])
 def test_an_imported_index_answers_as_the_exported_one(request, tmp_path, format, name):
     index = request.getfixturevalue(name)
     rows = export_index(index, tmp_path / "out", format)
@@ -425,8 +425,8 @@ def test_ctrl_c_ends_a_query(index, query):
     assert (process.returncode, stderr.strip()) == (130, "Error: interrupted")
 
 
-def test_hits_go_to_a_file(run, small_index, tmp_path):
-    at = ("search", "--concept", "cat", "-k", 3, "--index", small_index)
+def test_hits_go_to_a_file(run, light_index, tmp_path):
+    at = ("search", "--concept", "tabby cat", "-k", 3, "--index", light_index)
     hits = [json.loads(line) for line in run(*at, "--json", "--out", tmp_path / "h.jsonl").stdout.splitlines()]
     assert len(hits) == 3
     assert [json.loads(line) for line in (tmp_path / "h.jsonl").read_text().splitlines()] == hits
