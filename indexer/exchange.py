@@ -127,6 +127,7 @@ def export_index(
         partial.rename(out)
         _sync(out.parent)
     except FAULTS as e:
+        _interrupted(e)
         raise SparsightError(f"cannot export {folder} to {out}: {first_line(e)}") from e
     except OSError as e:
         raise SparsightError(f"cannot write {out}: {e.strerror}; name another folder") from e
@@ -192,14 +193,14 @@ def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
     wanted = TABLES[table]
     with _reading(path):
         if path.suffix == ".parquet":
-            file = f"read_parquet({_text(path)})"
+            file = f"read_parquet({_text(_literal(path))})"
             rows = con.execute(f"DESCRIBE SELECT * FROM {file}").fetchall()
             found = {name: str(kind) for name, kind, *_ in rows}
         else:
             text = {"FLOAT": "VARCHAR", "BLOB": "VARCHAR"}  # "nan"; base64
             columns = ", ".join(f"{c}: '{text.get(kind, kind)}'" for c, kind in wanted.items())
-            file = f"read_json({_text(path)}, format = 'newline_delimited', columns = {{{columns}}})"
-            found = wanted | dict.fromkeys(_missing_infirst_line(path, wanted), "")
+            file = f"read_json({_text(_literal(path))}, format = 'newline_delimited', columns = {{{columns}}})"
+            found = wanted | dict.fromkeys(_missing_in_first_line(path, wanted), "")
         for column, kind in wanted.items():
             if not found.get(column):
                 raise SparsightError(f"{path} has no column {column}: it is not as `sparsight export` wrote it")
@@ -213,7 +214,7 @@ def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
     return True
 
 
-def _missing_infirst_line(path: Path, wanted: dict[str, str]) -> list[str]:
+def _missing_in_first_line(path: Path, wanted: dict[str, str]) -> list[str]:
     with path.open(encoding="utf-8") as f:
         line = f.readline()
     try:
@@ -235,10 +236,17 @@ def _refuse(con: duckdb.DuckDBPyConnection, where: str, sql: str, why: str) -> N
 def _reading(where: Path | str) -> Iterator[None]:
     try:
         yield
-    except duckdb.Error as e:
+    except FAULTS as e:
+        _interrupted(e)
         raise SparsightError(f"cannot read {where}: {first_line(e)}; export again") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise SparsightError(f"cannot read {where}: {e}") from e
+    except OSError as e:
+        raise SparsightError(f"cannot read {where}: {e.strerror}") from e
+
+
+def _interrupted(e: BaseException) -> None:
+    """Raises `KeyboardInterrupt` where that is what DuckDB, in the main thread, has made an error of its own of."""
+    if "Query interrupted" in str(e):
+        raise KeyboardInterrupt from e
 
 
 def _contents(con: duckdb.DuckDBPyConnection, source: Path, read: set[str]) -> Contents:
@@ -476,5 +484,10 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _text(path: Path) -> str:
+def _literal(path: Path) -> str:
+    """A path as a glob that finds it alone."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def _text(path: Path | str) -> str:
     return "'" + str(path).replace("'", "''") + "'"

@@ -68,9 +68,10 @@ def everything(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("name", ["index", "light_index"])
 def test_an_imported_index_answers_as_the_exported_one(request, tmp_path, format, name):
     index = request.getfixturevalue(name)
-    rows = export_index(index, tmp_path / "out", format)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(f"{t}.{format}" for t in TABLES)
-    counts = import_index(tmp_path / "new", tmp_path / "out")
+    out = tmp_path / "it's [a]* folder?"
+    rows = export_index(index, out, format)
+    assert sorted(p.name for p in out.iterdir()) == sorted(f"{t}.{format}" for t in TABLES)
+    counts = import_index(tmp_path / "new", out)
     assert everything(tmp_path / "new") == everything(index)
     assert counts["nnz"] == rows["codes"] > 0
 
