@@ -4,9 +4,10 @@ Only five formats are opened (Pillow supports dozens, each a way in); a picture 
 is refused before it is decoded. Whatever a file holds is either read in the way that `decode` defines, or refused
 with a reason of one line. Colour profiles are not applied, as encoders were not taught with them.
 
-Memory: large pictures are decoded one at a time, in less than 1 GB beside the file (a WebP with alpha is the
-worst). Pillow sees nothing of a JPEG, PNG or GIF but what makes up its pixels: it keeps an object for each piece
-of metadata, so that a hostile file of 200 MB would become gigabytes.
+Memory: of pictures with more than 10 million pixels one at a time is decoded; the worst measured, a WebP with alpha,
+took 0.8 GB beside the file, and one of 10 million pixels a fifth of that. Pillow sees nothing of a JPEG, PNG or GIF
+but what makes up its pixels: it keeps an object for each piece of metadata, so that a hostile file of 200 MB would
+become gigabytes.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def text(name: bytes, content: bytes) -> bytes:
 
 
 FILES: dict[str, tuple[Make, Expected]] = {
-    **{name: made(PICTURE, RED) for name in NAMES},
+    **{name: made(PICTURE + os.fsencode(name), RED) for name in NAMES},  # what lies behind a picture is none of it
     # formats, colours and depths
     "a.jpg": made(jpeg(), RED),
     "progressive.jpeg": made(jpeg(progressive=True), RED),
