@@ -18,10 +18,13 @@ import pytest
 from hostile import FILES, NAMES, NO_UTF8, NOISE, PICTURE, Expected, jpeg, large_pictures, make_folder, saved
 from PIL import Image
 
+from indexer.build import encode_files
 from indexer.folder import Picture, Skipped, find_pictures, read_pictures
+from indexer.journal import Journal
 from indexer.pictures import decode, quiet_pillow, read_picture
 from indexer.store import DATABASE, Store
 from search.engine import Searcher
+from training.encoder import load_encoder
 from training.errors import SparsightError
 from training.files import path_text, printable
 
@@ -270,6 +273,20 @@ def test_names_like_options_and_ids(run, index, hostile, monkeypatch):
     with Store(index) as store:
         assert explained("7") == next(r["path"] for r in store.images() if r["image_id"] == 7), "it is an id"
     assert explained("./7") == "./7", "it is a file"
+
+
+def test_of_two_paths_that_read_the_same_the_second_is_skipped(tmp_path):
+    """An index holds paths as text, where bytes that are no UTF-8 are spelt out, as a name may be of itself."""
+    root, index = tmp_path / "pictures", tmp_path / "index"
+    root.mkdir()
+    index.mkdir()
+    for number, name in enumerate((r"\xe9.png", os.fsdecode(b"\xe9.png"))):
+        (root / name).write_bytes(PICTURE + bytes([number]))
+    encoder = load_encoder()
+    seen, skipped = encode_files(find_pictures(root)[0], encoder, Journal(index, encoder), 8)
+    path = str(root / r"\xe9.png")
+    assert seen == {path: hashlib.sha256(PICTURE + b"\0").hexdigest()}
+    assert skipped == [(path, "another picture's path reads the same")]
 
 
 def test_a_fault_names_a_strange_file_in_one_printable_line(run, index, tmp_path):
