@@ -147,10 +147,17 @@ def encode_files(
         held = lambda content_hash: content_hash in journal or content_hash in indexed  # noqa: E731
         read = read_pictures(paths, encoder.image_size, ahead=batch_size, known=held)
         while batch := list(islice(read, batch_size)):
-            skipped += [Skipped(path_text(p.path), p.reason) for p in batch if isinstance(p, Skipped)]
-            pictures = [p for p in batch if isinstance(p, Picture)]
-            seen |= {path_text(p.path): p.content_hash for p in pictures}
-            new = {p.content_hash: p for p in pictures if p.pixels is not None and p.content_hash not in journal}
+            new: dict[str, Picture] = {}
+            for p in batch:
+                path = path_text(p.path)
+                if isinstance(p, Skipped):
+                    skipped.append(Skipped(path, p.reason))
+                elif path in seen:  # a name that is no UTF-8 beside one that spells it out as \xNN
+                    skipped.append(Skipped(path, "another picture's path reads the same"))
+                else:
+                    seen[path] = p.content_hash
+                    if p.pixels is not None and p.content_hash not in journal:
+                        new[p.content_hash] = p
             if new:
                 X = encoder.encode_images(np.stack([p.pixels for p in new.values() if p.pixels is not None]))
                 journal.add(list(new), X, [p.thumbnail for p in new.values()])

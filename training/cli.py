@@ -14,6 +14,7 @@ import click
 
 from training.config import EncoderConfig, TrainConfig
 from training.errors import CallError, SparsightError
+from training.files import printable
 
 index_option = click.option(
     "--index",
@@ -73,7 +74,7 @@ class _OneLineErrors(click.Command):
             self._fail("out of memory", 1)
 
     def _fail(self, message: str, code: int) -> None:
-        click.echo("Error: " + " ".join(message.split()), err=True)
+        click.echo("Error: " + printable(" ".join(message.split())), err=True)
         sys.exit(code)
 
 
