@@ -53,7 +53,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 def png(
     width: int, height: int, depth: int, colour: int, rows: bytes, before: bytes = b"", after: bytes = b""
 ) -> bytes:
-    """rows: deflated. colour: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGB and alpha."""
+    """rows: deflated. colour: 0 grey, 2 RGB, 4 grey and alpha, 6 RGB and alpha. before, after: chunks around them."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + before + chunk(b"IDAT", rows) + after + chunk(b"IEND", b"")
 
@@ -159,6 +159,7 @@ ZEROS = deflated_zeros(100_000_000)
 PICTURE = saved(red(), "PNG")
 NO_UTF8 = os.fsdecode(b"caf\xe9 \xff.png")
 
+TWINS = {"link.png": "a.jpg"}  # the same content under two names: an index takes the first
 NAMES = (
     "B.PNG", "deep/er/and/deeper/a.png", "--help.png", "-k.png", "7.png", "42/7.png", " .png", "*.png", "~.png",
     "'); DROP TABLE images;--.png", "it's \"quoted\" `so` “too”.png", "back\\slash.png", "$(touch x).png", "%s {}.png",
@@ -184,15 +185,17 @@ def turned(orientation: int, form: str) -> bytes:
 
 
 def key(*values: int) -> bytes:
+    """The chunk that names the one clear colour."""
     return chunk(b"tRNS", struct.pack(f">{len(values)}H", *values))
 
 
 def text(name: bytes, content: bytes) -> bytes:
+    """A PNG of one red pixel, with a chunk of metadata."""
     return png(1, 1, 8, 2, ONE, chunk(name, content))
 
 
 FILES: dict[str, tuple[Make, Expected]] = {
-    **{name: made(PICTURE, RED) for name in NAMES},
+    **{name: made(text(b"tEXt", b"Title\0" + os.fsencode(name)), RED) for name in NAMES},  # none twice
     # formats, colours and depths
     "a.jpg": made(jpeg(), RED),
     "progressive.jpeg": made(jpeg(progressive=True), RED),
