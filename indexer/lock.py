@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from training.errors import SparsightError
 
 LOCK, HOLDER = ".lock", ".holder.json"
-PARTS = (".*.part", ".*.part.*")  # files in the making: `training.files.write_whole`, `indexer.store`
+# Files in the making: of `training.files.write_whole`, `indexer.store`, `indexer.journal`.
+PARTS = (".*.part", ".*.part.*", ".pending/.*.part")
 
 
 @contextmanager
@@ -43,7 +44,11 @@ def writing(folder: Path, command: str) -> Iterator[None]:
         holder = {"command": command, "process": os.getpid(), "host": socket.gethostname(), "since": now}
         (folder / HOLDER).write_text(json.dumps(holder))
         yield
-    except OSError as e:
+    except (OSError, SparsightError) as e:
+        if not folder.is_dir():
+            raise SparsightError(f"{folder} was deleted while it was being changed; build the index anew") from e
+        if isinstance(e, SparsightError):
+            raise
         raise SparsightError(f"cannot write to {folder}: {e.strerror or e}; the index is unchanged") from e
     finally:
         with suppress(OSError):  # the folder may have become read-only meanwhile

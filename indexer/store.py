@@ -252,6 +252,7 @@ def _compact(database: Path) -> None:
         con.execute(f"ATTACH {_quote(small)} AS small (STORAGE_VERSION '{STORAGE_VERSION}')")
         con.execute("COPY FROM DATABASE store TO small")
         con.execute("UPDATE small.meta SET value = '0' WHERE key = 'dead'")
+        con.execute("CHECKPOINT small")
         con.execute("DETACH small")
     finally:
         con.close()
@@ -266,7 +267,8 @@ def _partial(folder: Path) -> Iterator[Path]:
         yield partial
         publish(partial, folder / DATABASE)
     except (duckdb.Error, OSError) as e:
-        raise SparsightError(f"cannot write the index {folder}: {_first_line(e)}; the earlier one is unchanged") from e
+        reason = getattr(e, "strerror", None) or _first_line(e)
+        raise SparsightError(f"cannot write the index {folder}: {reason}; the earlier one is unchanged") from e
     finally:
         for left in folder.glob(f"{partial.name}*"):
             left.unlink(missing_ok=True)
@@ -280,8 +282,9 @@ def _opened(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         con.execute(f"ATTACH {_quote(database)} AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
         con.execute("USE store")
         yield con
+        con.execute("CHECKPOINT store")  # DETACH does too, but does not say why it fails
         con.execute("USE memory")
-        con.execute("DETACH store")  # checkpoints
+        con.execute("DETACH store")
     finally:
         con.close()
 
