@@ -315,10 +315,10 @@ def check_store(store: Store, k: int = 5) -> None:
         check_best((W @ (D @ q))[None], np.searchsorted(ids, found.ids)[None], found.scores[None], k)
 
 
-def check_best(all_scores: np.ndarray, rows: np.ndarray, scores: np.ndarray, k: int) -> None:
+def check_best(all_scores: np.ndarray, rows: np.ndarray, scores: np.ndarray, k: int, atol: float = 1e-5) -> None:
     """What was found has its true score, and nothing that was not found has a better one."""
-    np.testing.assert_allclose(np.take_along_axis(all_scores, rows, 1), scores, atol=1e-5)
-    np.testing.assert_allclose(-np.sort(-all_scores, 1)[:, :k], scores, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(all_scores, rows, 1), scores, atol=atol)
+    np.testing.assert_allclose(-np.sort(-all_scores, 1)[:, :k], scores, atol=atol)
     assert all(len(set(row)) == k for row in rows.tolist())
 
 
