@@ -151,16 +151,19 @@ def _child(job: Job, k: int, action: Callable, start: Callable | None, answer: A
     if start is not None:
         start()
     begun = time.monotonic()
-    answer.send("ready")
     try:
+        answer.send("ready")
         perform(job, encoder)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late
         kind, text = "done", ""
     except SparsightError as e:
         kind, text = "fault", str(e)
     except KeyboardInterrupt:
         kind, text = "interrupted", ""
-    except BaseException:
+    except BaseException as e:
         kind, text = "bug", traceback.format_exc()
+        if str(e) == "Query interrupted":  # DuckDB's word, which the command line knows
+            kind = "interrupted"
     answer.send(Outcome(kind, text, tuple(steps.names), steps.encoded, time.monotonic() - begun))
 
 

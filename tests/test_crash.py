@@ -39,6 +39,7 @@ from killing import (
 )
 from PIL import Image
 
+from indexer.journal import pending
 from indexer.lock import HOLDER
 from indexer.store import DATABASE
 from training.cifar10 import CLASSES
@@ -161,6 +162,8 @@ def check_after(scene: Scene, *, at: int = 0, done: bool = False, exact: bool = 
     elif at:
         assert is_new == (at >= scene.committed), f"wrong state when stopped {scene.steps[at - 1]}"
     kept = journaled(work)
+    if at and not is_new:
+        assert len(pending(work)) >= scene.steps[:at].count("after add"), "a batch that was kept is lost"
     again = run_job(scene.job)
     if is_new and scene.job.command == "remove":
         assert "names no picture" in again.text
