@@ -13,7 +13,7 @@ export SPARSIGHT_DATA
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=500000000
 
 .DEFAULT_GOAL := help
-.PHONY: help install index test train eval bench lint fix clean
+.PHONY: help install index test soak train eval bench lint fix clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ index: $(INSTALLED) ## build both indexes into index/ (CIFAR-10 from SPARSIGHT_D
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
+
+soak: $(INSTALLED) ## test at length that the store can be trusted: every kill, fault and reader; prints the figures
+	SPARSIGHT_SOAK=1 $(BIN)/python -m pytest -rP --show-capture=stdout \
+		tests/test_crash.py tests/test_concurrency.py tests/test_changes.py
 
 train: $(VENV)/.train ## train the encoder anew into runs/encoder, in two stretches (resumes a stopped one)
 	$(TRAIN_ENV) $(SPARSIGHT) train --out runs/first

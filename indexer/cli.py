@@ -185,7 +185,8 @@ def compact(index_dir: Path) -> None:
     with writing(index_dir, "compact"):
         before = (index_dir / DATABASE).stat().st_size
         compact_store(index_dir)
-    click.echo(f"{index_dir}: {before:,} bytes before, {(index_dir / DATABASE).stat().st_size:,} now")
+        now = (index_dir / DATABASE).stat().st_size
+    click.echo(f"{index_dir}: {before:,} bytes before, {now:,} now")
 
 
 @click.command(cls=Command)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer.store import Store
-from training.errors import CallError, SparsightError
+from training.errors import CallError
 from training.files import write_whole
 
 FILE = "dense.faiss"
@@ -39,13 +39,12 @@ def build_dense(X: np.ndarray, factory: str = "Flat"):
 
 
 def save_dense(folder: Path, index, key: str) -> None:
+    """Writes the cache; where it cannot be written it is made anew next time, and the answers are the same."""
     import faiss
 
     body = faiss.serialize_index(index).tobytes() + bytes.fromhex(key)
-    try:
+    with suppress(OSError):
         write_whole(folder / FILE, body + hashlib.sha256(body).digest())
-    except OSError as e:
-        raise SparsightError(f"cannot write {folder / FILE}: {e.strerror}") from e
 
 
 def load_dense(store: Store):
@@ -53,9 +52,8 @@ def load_dense(store: Store):
     index = cached_dense(store)
     if index is None:
         index = build_dense(store.embeddings(), store.meta["dense_factory"])
-        with suppress(SparsightError):  # a read-only folder: the cache is rebuilt next time, the answers are the same
-            if store.is_current():  # else the file may be the newer index's already
-                save_dense(store.folder, index, store.meta["dense_key"])
+        if store.is_current():  # else the file may be the newer index's already
+            save_dense(store.folder, index, store.meta["dense_key"])
     return index
 
 

@@ -19,7 +19,8 @@ from training.errors import SparsightError
 from training.files import write_whole
 
 LOCK, HOLDER = ".lock", ".holder.json"
-PARTS = (".*.part", ".*.part.*")  # files in the making: `training.files.write_whole`, `indexer.store`
+# Files in the making: of `training.files.write_whole`, `indexer.store`, `indexer.journal`.
+PARTS = (".*.part", ".*.part.*", ".pending/.*.part")
 
 
 @contextmanager
@@ -44,7 +45,11 @@ def writing(folder: Path, command: str) -> Iterator[None]:
         holder = {"command": command, "process": os.getpid(), "host": socket.gethostname(), "since": now}
         write_whole(folder / HOLDER, json.dumps(holder).encode())  # whatever stood there: a pipe would be waited for
         yield
-    except OSError as e:
+    except (OSError, SparsightError) as e:
+        if not folder.is_dir():
+            raise SparsightError(f"{folder} was deleted while it was being changed; build the index anew") from e
+        if isinstance(e, SparsightError):
+            raise
         raise SparsightError(f"cannot write to {folder}: {e.strerror or e}; the index is unchanged") from e
     finally:
         with suppress(OSError):  # the folder may have become read-only meanwhile

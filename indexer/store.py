@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -259,6 +260,7 @@ def _compact(database: Path) -> None:
         con.execute(f"ATTACH {_quote(small)} AS small (STORAGE_VERSION '{STORAGE_VERSION}')")
         con.execute("COPY FROM DATABASE store TO small")
         con.execute("UPDATE small.meta SET value = '0' WHERE key = 'dead'")
+        con.execute("CHECKPOINT small")
         con.execute("DETACH small")
     finally:
         con.close()
@@ -269,14 +271,26 @@ def _compact(database: Path) -> None:
 def _partial(folder: Path) -> Iterator[Path]:
     """The path of a database in the making, which becomes the index's when the block ends, or is as if never begun."""
     partial = folder / f".{DATABASE}.{os.getpid()}.part"
+    earlier = _inode(folder / DATABASE)
     try:
         yield partial
         publish(partial, folder / DATABASE)
     except (duckdb.Error, OSError) as e:
-        raise SparsightError(f"cannot write the index {folder}: {first_line(e)}; the earlier one is unchanged") from e
+        reason = getattr(e, "strerror", None) or first_line(e)
+        stands = "the earlier one is unchanged"
+        if _inode(folder / DATABASE) not in (earlier, None):  # the folder could not be synced
+            stands = "the new one has taken its place, but may not outlive a loss of power"
+        raise SparsightError(f"cannot write the index {folder}: {reason}; {stands}") from e
     finally:
         for left in folder.glob(f"{partial.name}*"):
             left.unlink(missing_ok=True)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -287,8 +301,9 @@ def _opened(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         con.execute(f"ATTACH {_quote(database)} AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
         con.execute("USE store")
         yield con
+        con.execute("CHECKPOINT store")  # DETACH does too, but does not say why it fails
         con.execute("USE memory")
-        con.execute("DETACH store")  # checkpoints
+        con.execute("DETACH store")
     finally:
         con.close()
 
@@ -690,16 +705,20 @@ def _insert_pictures(con: duckdb.DuckDBPyConnection, ids: np.ndarray, rows: Rows
     for start in range(0, len(rows.thumbnails), CHUNK):
         some = [(i, rows.thumbnails[i]) for i in range(start, min(start + CHUNK, len(rows.thumbnails)))]
         held = [(ids[i], jpeg) for i, jpeg in some if jpeg is not None]
-        columns = {"image_id": np.array([i for i, _ in held], np.int32), "jpeg": [jpeg for _, jpeg in held]}
-        _insert(con, "thumbnails", columns)
+        columns = {
+            "image_id": np.array([i for i, _ in held], np.int32),
+            "jpeg": [b64encode(jpeg).decode() for _, jpeg in held],  # DuckDB 1.4 takes an array of bytes for text
+        }
+        _insert(con, "thumbnails", columns, casts={"jpeg": "from_base64(jpeg)"})
 
 
-def _insert(con: duckdb.DuckDBPyConnection, table: str, columns: dict) -> None:
+def _insert(con: duckdb.DuckDBPyConnection, table: str, columns: dict, casts: Mapping[str, str] | None = None) -> None:
     if not len(next(iter(columns.values()))):
         return  # DuckDB knows no type of an empty array of objects
     arrays = {k: v if isinstance(v, np.ndarray) else _objects(v) for k, v in columns.items()}
     con.register("incoming", arrays)
-    con.execute(f"INSERT INTO {table} SELECT {', '.join(arrays)} FROM incoming")
+    chosen = [(casts or {}).get(k, k) for k in arrays]
+    con.execute(f"INSERT INTO {table} SELECT {', '.join(chosen)} FROM incoming")
     con.unregister("incoming")
 
 

@@ -72,6 +72,10 @@ class _OneLineErrors(click.Command):
             sys.exit(0)
         except MemoryError:
             self._fail("out of memory", 1)
+        except RuntimeError as e:
+            if str(e) != "Query interrupted":  # DuckDB's word for Ctrl-C
+                raise
+            self._fail("interrupted", 130)
 
     def _fail(self, message: str, code: int) -> None:
         click.echo("Error: " + printable(" ".join(message.split())), err=True)

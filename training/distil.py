@@ -189,7 +189,7 @@ def phrases(texts: Sequence[str], relevance: np.ndarray, config: DistilConfig) -
 
 def _filled(pattern: str, slots: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
     """A pattern with a word drawn anew for each of its slots."""
-    phrase = re.sub("|".join(slots), lambda m: slots[m[0]][rng.integers(len(slots[m[0]]))], pattern)
+    phrase = re.sub("|".join(slots), lambda m: slots[m[0]][int(rng.integers(len(slots[m[0]])))], pattern)
     return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
 
 

@@ -102,7 +102,7 @@ class Encoder:
         if config.flip_average:
             views += [(weight, view.flip(3)) for weight, view in views]
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
-            z = sum(weight * self.model.embed_images(view) for weight, view in views)
+            z = torch.stack([weight * self.model.embed_images(view) for weight, view in views]).sum(0)
         return F.normalize(z, dim=1).cpu().numpy().astype(np.float32)
 
     @torch.inference_mode()
