@@ -82,12 +82,12 @@ def test_the_teacher_embeds_as_transformers_does_whatever_stands_beside(teacher)
 
 def test_phrases_put_relevant_words_in_company_and_give_words_their_article():
     texts = ["schooner", "ape", "democracy", "of", "a long text that is no word at all"]
-    relevance = np.array([0.9, 0.1, 0.0, 0.0, 0.9])
+    relevance = np.array([0.9, 0.3, 0.1, 0.0, 0.9])
     made = phrases(texts, relevance, replace(DistilConfig(), phrases=200, descriptions=0, company=4))
     assert made[:2] == ["a schooner", "an ape"]
     assert "a democracy" not in made
     assert len(made) == len(set(made)) > 20
-    assert all("schooner" in p for p in made[2:])
+    assert all("schooner" in p or "ape" in p for p in made[2:])
     assert phrases(texts, np.zeros(5), replace(DistilConfig(), descriptions=0)) == []
 
 
