@@ -25,7 +25,7 @@ from training.cifar10 import CLASSES, Pictures
 from training.encoder import AnyEncoder
 from training.errors import SparsightError
 
-SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.08, 0.05)
 ALL = "all labelled"  # in place of a split's name
 SYNONYMS = 0.9  # cosine of two concepts' atoms from which the synonym-aware figure takes them as one
 
