@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indexer.dense import FILE, load_dense
-from indexer.journal import _read, pending
+from indexer.journal import pending, read_batch
 from indexer.store import DATABASE, Store, vectors_key
 
 SOAK = bool(os.environ.get("SPARSIGHT_SOAK"))
@@ -279,7 +279,7 @@ def check_whole(folder: Path) -> None:
     """No file is half-written under a final name, the index agrees with itself, both searches with brute force."""
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} <= {DATABASE, FILE}
     for batch in pending(folder):
-        _read(batch)  # raises where it is not whole
+        read_batch(batch)  # raises where it is not whole
     if (folder / FILE).exists():
         data = (folder / FILE).read_bytes()
         assert hashlib.sha256(data[:-32]).digest() == data[-32:]
@@ -327,4 +327,4 @@ def check_best(all_scores: np.ndarray, rows: np.ndarray, scores: np.ndarray, k: 
 
 def journaled(folder: Path) -> set[str]:
     """Content hashes of the pictures that are encoded but not committed."""
-    return {h for batch in pending(folder) for h in _read(batch)[0]}
+    return {h for batch in pending(folder) for h in read_batch(batch)[0]}
