@@ -37,7 +37,7 @@ test: $(INSTALLED) ## run the tests
 
 soak: $(INSTALLED) ## test at length that the store can be trusted: every kill, fault and reader; prints the figures
 	SPARSIGHT_SOAK=1 $(BIN)/python -m pytest -rP --show-capture=stdout \
-		tests/test_crash.py tests/test_concurrency.py tests/test_changes.py
+		tests/test_crash.py tests/test_concurrency.py tests/test_changes.py tests/test_damage.py tests/test_arguments.py
 
 train: $(VENV)/.train ## train the encoder anew into runs/encoder, in three stretches (resumes a stopped one)
 	$(TRAIN_ENV) $(SPARSIGHT) train --out runs/first

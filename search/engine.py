@@ -275,14 +275,14 @@ class Searcher:
 
     def embed_concepts(self, names: list[str]) -> np.ndarray:
         """Concepts → (m, d), in the index's prompts."""
-        return self.text_encoder.encode_concepts(names, self.templates)
+        return self.text_encoder.encode_concepts([_text(name) for name in names], self.templates)
 
     def embed_target(self, target: str) -> tuple[np.ndarray, int | None]:
         """x (d,) of a picture file, or of a picture of the index by id or path (then with its id)."""
         image_id = self.image_id(target)
         if image_id is not None:
             return self.store.embeddings_of([image_id])[0], image_id
-        if not Path(target).exists():
+        if not os.path.exists(target):
             raise SparsightError(f"{target} is neither a file nor a picture of the index (an id or a path in it)")
         from indexer.pictures import read_picture
 
@@ -334,7 +334,7 @@ def _check_k(k: int) -> None:
 
 
 def _text(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(path_text(text).split())  # bytes of an argument that are no UTF-8 are no text
     if not text:
         raise CallError("the query is empty: give a word or a few")
     return text

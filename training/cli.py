@@ -70,6 +70,8 @@ class _OneLineErrors(click.Command):
         except BrokenPipeError:  # the reader, `head` say, has what it wanted
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except OSError as e:  # of a path that no command had reason to look at closer
+            self._fail(f"{e.strerror or e}: {e.filename}" if e.filename else str(e), 1)
         except MemoryError:
             self._fail("out of memory", 1)
         except RuntimeError as e:
