@@ -684,7 +684,7 @@ def _block_rows(p: Postings) -> dict[str, object]:
         "last": p.last,
         "count": p.count,
         "width": p.width,
-        "words": np.split(p.words[:-1], p.offset[1:-1]),
+        "words": [w.tolist() for w in np.split(p.words[:-1], p.offset[1:-1])],  # DuckDB 1.4 takes arrays for text
     }
 
 
