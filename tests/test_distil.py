@@ -12,13 +12,14 @@ from training.captions import make_captions
 from training.config import DistilConfig
 from training.distil import (
     KINDS,
-    concept_embeddings,
+    blend,
     embed_by_teacher,
     like_lengths,
     null_direction,
     phrases,
     targets,
     teach,
+    word_senses,
 )
 from training.encoder import load_encoder, load_model, save_model
 from training.errors import SparsightError
@@ -46,6 +47,25 @@ def test_the_null_direction_is_the_one_that_nothing_uses():
     X = np.random.default_rng(0).standard_normal((200, 5)).astype(np.float32)
     X[:, 3] *= 0.01
     assert abs(null_direction(X, X[:20])[3]) > 0.99
+
+
+def test_of_several_places_the_relevant_one_decides():
+    ship, null = np.eye(2, dtype=np.float32)
+    wanted, relevance = blend(np.stack([null, ship]), np.array([0.1, 0.9]))
+    assert wanted @ ship > 0.99
+    assert np.linalg.norm(wanted) == pytest.approx(1)
+    assert relevance == pytest.approx(0.89, abs=0.01)
+    nowhere, nothing = blend(np.stack([null, null]), np.zeros(2))
+    np.testing.assert_allclose(nowhere, null)
+    assert nothing == 0
+
+
+def test_a_word_has_the_senses_of_all_its_synsets():
+    senses = word_senses()
+    assert senses["galleon"] == ["galleon: " + senses["galleon"][0].removeprefix("galleon: ")]
+    assert "sailing ship" in senses["galleon"][0]
+    assert len(senses["amphibian"]) == len(set(senses["amphibian"])) > 1
+    assert all(lemma == lemma.lower() for lemma in senses)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +135,7 @@ def test_a_missing_teacher_is_named(tmp_path):
 def test_a_taught_tower_keeps_the_concepts_and_learns_the_words(pictures, small_encoder_dir, tmp_path):
     model = load_model(small_encoder_dir)
     captions = make_captions(pictures)
-    D = concept_embeddings(model, captions.concepts)
+    D = model.encode_concepts(captions.concepts)
     words = ["moggy", "jetliner", "steed", "tanker"]
     wanted = D[[captions.concepts.index(c) for c in ("cat", "airplane", "horse", "ship")]]
     config = DistilConfig(vocab_size=400, width=32, layers=1, epochs=50, batch_size=4, concept_batch=16, lr=5e-3)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from training.config import EncoderConfig, TrainConfig
+from training.config import EncoderConfig, ObjectiveConfig, TrainConfig
 from training.errors import CallError, SparsightError
 from training.files import printable
 
@@ -137,6 +137,25 @@ class Group(_OneLineErrors, click.Group):
     default=None,
     help="Encoder folder of an earlier stretch, to begin with its weights.",
 )
+@click.option(
+    "--lock-text",
+    is_flag=True,
+    help="Keep the text tower of --from as it is, and train the image tower towards its concepts.",
+)
+@click.option(
+    "--penalties",
+    type=(click.FloatRange(0, 1), click.FloatRange(0, 1)),
+    default=ObjectiveConfig.penalties,
+    show_default=True,
+    help="Range of the coding penalties that the objective codes with.",
+)
+@click.option(
+    "--code-weight",
+    type=click.FloatRange(0),
+    default=ObjectiveConfig.code_weight,
+    show_default=True,
+    help="Weight of the contrast through the sparse code, beside that of the embedding.",
+)
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
 @click.option(
     "--teacher",
@@ -158,6 +177,9 @@ def train(
     cutout: int,
     degrade: float,
     start: Path | None,
+    lock_text: bool,
+    penalties: tuple[float, float],
+    code_weight: float,
     precision: str,
     teacher: str | None,
     limit: int | None,
@@ -175,6 +197,8 @@ def train(
     encoder = EncoderConfig(name=f"{image_tower}-cifar10", image_tower=image_tower, shift_average=shifted)
     config = TrainConfig(
         encoder=encoder,
+        objective=ObjectiveConfig(penalties=penalties, code_weight=code_weight),
+        lock_text=lock_text,
         pretrained=pretrained,
         seed=seed,
         batch_size=batch_size,

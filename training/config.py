@@ -46,24 +46,25 @@ class DistilConfig:
     words: int = 40_000  # of wordfreq's most frequent
     rare: int = 120_000  # of the next ones those that are relevant
     vocab_size: int = 16_384  # tokens: most words are one
-    width: int = 128
-    layers: int = 2
+    width: int = 192
+    layers: int = 3
     class_sharpness: float = 10.0
-    class_power: float = 4.0
-    term_sharpness: float = 20.0
+    class_power: float = 8.0
+    term_sharpness: float = 10.0
     relevance_centre: float = 0.45  # the teacher's cosine at which a text is as much in as out
     relevance_width: float = 0.04
     relevant_from: float = 0.2
-    emphasis: int = 4
+    emphasis: int = 4  # how often a relevant text is seen in an epoch
+    word_emphasis: int = 6  # and one of one or two words
     known_from: float = 0.5  # half of the relevance: see EncoderConfig
-    phrases: int = 60_000
-    descriptions: int = 60_000
+    phrases: int = 120_000
+    descriptions: int = 120_000
     company: int = 10_000  # most frequent words that stand in them
-    epochs: int = 2
+    epochs: int = 3
     batch_size: int = 256
-    concept_batch: int = 128
+    concept_batch: int = 64
     concept_weight: float = 4.0
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     seed: int = 0
 
 
@@ -82,6 +83,7 @@ class TrainConfig:
     shift: int = 2  # pixels, of 32
     cutout: int = 0  # side of the square that is hidden in each picture, pixels of 32
     degrade: float = 0.0  # share of the pictures that are made noisy, blurred or faint
+    lock_text: bool = False  # train the image tower alone, towards the concepts of a text tower that stays
     max_scale: float = 20.0  # bound, and start, of the inverse temperature
     pretrained: bool = False
     seed: int = 0

@@ -8,7 +8,10 @@ belongs among the concepts:
   soft weights, first over the classes, then over each class's concepts; the text's direction is the weighted
   mean of their D (attention with the teacher's similarities; a class counts by its mean, not by its size);
 * relevance a: how near the nearest concept is, through a logistic. What is far from all of them ("democracy")
-  is turned by a towards the *null direction*, which no picture uses: its scores are visibly low everywhere.
+  is turned by a towards the *null direction*, which no picture uses: its scores are visibly low everywhere;
+* senses: to the teacher a rare word alone means little ("galleon"), and some mean something else ("hart"). A lemma of
+  WordNet's is therefore placed together with each of its senses ("galleon: a large square-rigged sailing ship …"),
+  and the relevant ones decide.
 
 The teacher is needed at training time only. The vocabulary: wordfreq's most frequent words, the rarer of its words
 that mean something here, the lemmas and definitions of ImageNet's WordNet synsets, which timm carries, and phrases.
@@ -20,6 +23,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -63,6 +67,19 @@ def broad_vocabulary(words: int) -> list[str]:
         lemmas += info.index_to_description(i, detailed=False).split(", ")
         definitions.append(info.index_to_description(i, detailed=True).split(": ", 1)[-1])
     return list(dict.fromkeys([*frequent, *lemmas, *definitions]))
+
+
+def word_senses() -> dict[str, list[str]]:
+    """Each lemma of ImageNet's synsets, lower case → its senses, as texts: "galleon: a large square-rigged …"."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet22k")
+    senses: dict[str, list[str]] = {}
+    for i in range(info.num_classes()):
+        definition = info.index_to_description(i, detailed=True).split(": ", 1)[-1]
+        for lemma in info.index_to_description(i, detailed=False).lower().split(", "):
+            senses.setdefault(lemma, []).append(f"{lemma}: {definition}")
+    return senses
 
 
 def rare_words(words: int, rare: int) -> list[str]:
@@ -134,6 +151,13 @@ def targets(
     return a[:, None] * U + np.sqrt(1 - a**2)[:, None] * null, a
 
 
+def blend(wanted: np.ndarray, relevance: np.ndarray) -> tuple[np.ndarray, float]:
+    """Several places (k, d) of one text → their mean by squared relevance (k,), a unit row, and its relevance."""
+    weight = np.maximum(relevance, 1e-6) ** 2
+    mean = weight @ wanted
+    return mean / max(float(np.linalg.norm(mean)), 1e-12), float(weight @ relevance / weight.sum())
+
+
 def distil_text(
     model: DualEncoder, captions: Captions, X: np.ndarray, teacher: str, config: DistilConfig, device: torch.device
 ) -> DualEncoder:
@@ -141,15 +165,27 @@ def distil_text(
 
     X (n, d): embeddings of training pictures, for the null direction.
     """
-    D = concept_embeddings(model, captions.concepts)
+    D = model.encode_concepts(captions.concepts)
     null = null_direction(X, D)
     kinds = [fill(KIND_TEMPLATE, c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
     kinds[: len(CLASSES)] = CLASSES
     known = set(captions.concepts)
     C = embed_by_teacher(teacher, kinds, device)
 
-    def placed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def alone(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return targets(embed_by_teacher(teacher, texts, device), C, D, captions.parent, null, config)
+
+    senses = word_senses()
+    of_senses = dict(zip(chain(*senses.values()), zip(*alone([*chain(*senses.values())]), strict=True), strict=True))
+
+    def placed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """A text's own place; where it is a lemma, with or without its article, that place among its senses'."""
+        wanted, relevance = alone(texts)
+        for i, text in enumerate(texts):
+            if known_senses := senses.get(re.sub("^an? ", "", text.lower())):
+                places = [(wanted[i], relevance[i]), *(of_senses[sense] for sense in known_senses)]
+                wanted[i], relevance[i] = blend(*(np.array(part) for part in zip(*places, strict=True)))
+        return wanted, relevance
 
     texts = [t for t in broad_vocabulary(config.words) if t.lower() not in known]
     wanted, relevance = placed(texts)
@@ -178,11 +214,12 @@ def phrases(texts: Sequence[str], relevance: np.ndarray, config: DistilConfig) -
     near = [texts[i] for i in short if relevance[i] > config.relevant_from]
     words = [texts[i] for i in short[: config.company]]
     doing = [w for w in words if w.endswith(("ing", "ed", "s"))]  # few of all words, many of those that describe
+    describing = [d for d in (near, doing, words) if d]  # "a purring pet", "a galloping animal", "a soft thing"
     made = []
     for patterns, n in ((PHRASES, config.phrases if near else 0), (DESCRIPTIONS, config.descriptions)):
         for pattern in rng.choice(patterns, n):
-            describes = patterns is DESCRIPTIONS and doing and rng.random() < 0.5
-            slots = {"WORD": doing if describes else words, "NEAR": near, "ALSO": near, "KIND": KINDS}
+            drawn = describing[int(rng.integers(len(describing)))] if patterns is DESCRIPTIONS else words
+            slots = {"WORD": drawn, "NEAR": near, "ALSO": near, "KIND": KINDS}
             made.append(_filled(str(pattern), slots, rng))
     return list(dict.fromkeys([*with_article, *made]))
 
@@ -191,16 +228,6 @@ def _filled(pattern: str, slots: Mapping[str, Sequence[str]], rng: np.random.Gen
     """A pattern with a word drawn anew for each of its slots."""
     phrase = re.sub("|".join(slots), lambda m: slots[m[0]][int(rng.integers(len(slots[m[0]])))], pattern)
     return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
-
-
-def concept_embeddings(model: DualEncoder, concepts: Sequence[str]) -> np.ndarray:
-    """D (m, d) as `Encoder.encode_concepts` gives it: each the mean of its prompts' embeddings."""
-    from training.encoder import Encoder
-
-    was_training = model.training
-    D = Encoder(model, "", "", {}).encode_concepts(concepts)
-    model.train(was_training)
-    return D
 
 
 def teach(
@@ -216,14 +243,19 @@ def teach(
     """Trains a new text tower: `texts` towards `wanted` (n, d), every concept's prompts towards its row of D.
 
     Texts of any relevance (n,) are seen `emphasis` times as often as the rest, most of an English vocabulary, whose
-    one place, the null direction, is soon learned.
+    one place, the null direction, is soon learned; and those of one or two words `word_emphasis` times, for nothing but
+    repetition teaches what a word means. The tokens follow the same frequencies.
     """
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     kinds = [KIND_TEMPLATE.format(c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
     prompts = [fill(t, c) for c in captions.concepts for t in TEMPLATES]
     kind_prompts = [fill(t, c) for c in kinds[len(CLASSES) :] for t in TEMPLATES]
-    tokenizer = train_tokenizer([*texts, *prompts * 5], config.vocab_size)
+    relevant = relevance > config.relevant_from
+    short = np.array([t.count(" ") < 2 for t in texts])
+    times = np.where(relevant, np.where(short, config.word_emphasis, config.emphasis), 1)
+    seen = np.repeat(np.arange(len(texts)), times)
+    tokenizer = train_tokenizer([*(texts[i] for i in seen), *prompts * 5], config.vocab_size)
     settings = replace(
         model.config,
         vocab_size=len(tokenizer),
@@ -239,7 +271,6 @@ def teach(
     own_prompts = [*prompts, *kind_prompts]
     goal = torch.as_tensor(wanted, dtype=torch.float32)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    seen = np.repeat(np.arange(len(texts)), np.where(relevance > config.relevant_from, config.emphasis, 1))
     lengths = np.array([len(t) for t in texts])[seen]
     steps = config.epochs * len(like_lengths(lengths, config.batch_size, rng))
 

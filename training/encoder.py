@@ -65,6 +65,16 @@ class DualEncoder(nn.Module):
         """Texts → unit rows (b, d)."""
         return F.normalize(self.text(**tokenize(self.tokenizer, list(texts), self.device)).float(), dim=1)
 
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 512) -> np.ndarray:
+        """Texts → unit rows (n, d), an array."""
+        parts = [self.embed_texts(texts[i : i + batch_size]).cpu() for i in range(0, len(texts), batch_size)]
+        return torch.cat(parts).numpy().astype(np.float32) if parts else np.zeros((0, self.config.dim), np.float32)
+
+    def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
+        """Concepts → (m, d): each the normalised mean of its prompts' embeddings."""
+        return embed_concepts(self.encode_texts, concepts, templates)
+
 
 class Encoder:
     """A loaded encoder, ready to use: arrays in, unit float32 rows out.
@@ -105,15 +115,13 @@ class Encoder:
             z = torch.stack([weight * self.model.embed_images(view) for weight, view in views]).sum(0)
         return F.normalize(z, dim=1).cpu().numpy().astype(np.float32)
 
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 512) -> np.ndarray:
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → (n, d)."""
-        parts = [self.model.embed_texts(texts[i : i + batch_size]).cpu() for i in range(0, len(texts), batch_size)]
-        return torch.cat(parts).numpy().astype(np.float32) if parts else np.zeros((0, self.dim), np.float32)
+        return self.model.encode_texts(texts)
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
         """Concepts → (m, d): each the normalised mean of its prompts' embeddings."""
-        return embed_concepts(self.encode_texts, concepts, templates)
+        return self.model.encode_concepts(concepts, templates)
 
 
 AnyEncoder = Encoder | HubEncoder

@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from training.encoder import (
     save_model,
     save_test_embeddings,
 )
-from training.errors import SparsightError
+from training.errors import CallError, SparsightError
 from training.files import write_whole
 from training.image_tower import Conv32
 from training.muon import Muon
@@ -52,8 +52,26 @@ CHECKPOINT, PROGRESS = "checkpoint.safetensors", "checkpoint.json"
 class Trainer:
     """The state of a run: the model, its optimizer, and the number of steps done."""
 
-    def __init__(self, pictures: Pictures, config: TrainConfig, run: Path, device: torch.device, bf16: bool | None):
+    def __init__(
+        self,
+        pictures: Pictures,
+        config: TrainConfig,
+        run: Path,
+        device: torch.device,
+        bf16: bool | None,
+        start: Path | None = None,
+    ):
         torch.manual_seed(config.seed)
+        earlier = load_model(start) if start is not None else None
+        if earlier is not None:
+            if earlier.config.image_tower != config.encoder.image_tower:
+                raise SparsightError(
+                    f"the encoder in {start} has the image tower {earlier.config.image_tower}, "
+                    f"not {config.encoder.image_tower}; name it by --image-tower"
+                )
+            config = replace(config, encoder=earlier.config)
+        elif config.lock_text:
+            raise CallError("--lock-text keeps the text tower of an earlier stretch: name it by --from")
         self.config, self.run, self.device = config, run, device
         self.bf16 = fast_bf16(device) if bf16 is None else bf16
         self.captions = make_captions(pictures)
@@ -61,17 +79,24 @@ class Trainer:
         self.of_class = torch.as_tensor(self.captions.of_class).to(device)
         self.of_term = torch.as_tensor(self.captions.of_term).to(device)
         self.parent = torch.as_tensor(self.captions.parent).to(device)
-        tokenizer = train_tokenizer(_all_prompts(self.captions), config.encoder.vocab_size)
-        self.model = DualEncoder(config.encoder, tokenizer, pretrained=config.pretrained)
+        self.model = earlier if earlier is not None else self._new_model()
         self.model = self.model.to(device).to(memory_format=torch.channels_last)
-        if isinstance(self.model.image, Conv32):
+        if earlier is None and isinstance(self.model.image, Conv32):
             self.model.image.init_whitening(self.model.normalise(self.pixels[:5000]))
-        self.model.log_scale.data.fill_(float(np.log(config.max_scale)))
+        if config.lock_text:
+            D = self.model.encode_concepts(self.captions.concepts)
+            self.locked = torch.as_tensor(D, device=device)  # (m, d), the concepts as an index will see them
         self.optimizers = make_optimizers(self.model, config)
         self.steps_done = 0
         self.seconds = 0.0
         self.batch_size = min(config.batch_size, len(pictures))
         self.steps_per_epoch = len(pictures) // self.batch_size
+
+    def _new_model(self) -> DualEncoder:
+        tokenizer = train_tokenizer(_all_prompts(self.captions), self.config.encoder.vocab_size)
+        model = DualEncoder(self.config.encoder, tokenizer, pretrained=self.config.pretrained)
+        model.log_scale.data.fill_(float(np.log(self.config.max_scale)))
+        return model
 
     @property
     def total_steps(self) -> int:
@@ -91,13 +116,13 @@ class Trainer:
         x = augment(x, rows, epoch, size, config.shift, rng, config.cutout, config.encoder.mean)
         x = self.model.normalise(x)
         penalty = float(rng.uniform(*config.objective.penalties))
-        prompts = sample_prompts(self.captions, rng)
         factor = lr_factor(i / self.total_steps, config.warmup)
         for group in (g for o in self.optimizers for g in o.param_groups):
             group["lr"] = group["base_lr"] * factor
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            X, D = self.model.embed_images(x), self.model.embed_texts(prompts)
+            X = self.model.embed_images(x)
+            D = self.locked if config.lock_text else self.model.embed_texts(sample_prompts(self.captions, rng))
         scale = self.model.log_scale.exp()
         loss, parts = objective(
             X, D, scale, self.parent, self.of_class[rows], self.of_term[rows], config.objective, penalty
@@ -119,14 +144,6 @@ class Trainer:
         self.model.eval()
         parts = self.pixels[:n].split(batch_size)
         return torch.cat([self.model.embed_images(self.model.normalise(p)).cpu() for p in parts]).numpy()
-
-    def start_from(self, folder: Path) -> None:
-        """Takes the weights of an encoder trained on the same captions."""
-        earlier = load_model(folder)
-        try:
-            self.model.load_state_dict(earlier.state_dict())
-        except RuntimeError as e:
-            raise SparsightError(f"the encoder in {folder} is of another shape: {str(e).splitlines()[0]}") from e
 
     def save_checkpoint(self) -> None:
         """Writes what a resumed run needs, as safetensors (never a pickle); the progress file goes last."""
@@ -188,11 +205,10 @@ def train(
 
         broad_vocabulary(1)
         embed_by_teacher(teacher, ["a cat"], device)
-    trainer = Trainer(pictures, config, run, device, bf16)
+    trainer = Trainer(pictures, config, run, device, bf16, start)
+    config = trainer.config
     if trainer.resume():
         print(f"resuming {run} at step {trainer.steps_done} of {trainer.total_steps}", file=sys.stderr)
-    elif start is not None:
-        trainer.start_from(start)
     bar = tqdm(total=trainer.total_steps, initial=trainer.steps_done, desc="train", unit="step", file=sys.stderr)
     saved = before = time.monotonic()
     try:
@@ -234,12 +250,10 @@ def train(
 def make_optimizers(model: DualEncoder, config: TrainConfig) -> list[torch.optim.Optimizer]:
     convs = [p for p in model.image.parameters() if p.ndim == 4 and p.requires_grad]
     others = [p for p in model.image.parameters() if p.ndim != 4 and p.requires_grad]
-    text = [*model.text.parameters(), model.log_scale]
-    adam = torch.optim.AdamW(
-        [{"params": others, "lr": config.head_lr}, {"params": text, "lr": config.text_lr}],
-        betas=(0.9, 0.98),
-        weight_decay=0.0,
-    )
+    groups = [{"params": others, "lr": config.head_lr}]
+    if not config.lock_text:
+        groups.append({"params": [*model.text.parameters(), model.log_scale], "lr": config.text_lr})
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     optimizers: list[torch.optim.Optimizer] = [Muon(convs, lr=config.lr), adam] if convs else [adam]
     for group in (g for o in optimizers for g in o.param_groups):
         group["base_lr"] = group["lr"]
