@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -18,7 +18,7 @@ from eval.metrics import compact_bytes, compacted, csr_bytes, mcnemar, reconstru
 from eval.open_words import open_words
 from eval.retrieval import neighbours, retrieval
 from eval.rivals import rivals
-from indexer.coder import encode_sparse
+from indexer.coder import Codes, encode_sparse
 from indexer.config import CoderConfig
 from indexer.store import Store
 from training.cifar10 import CLASSES, Pictures
@@ -26,6 +26,7 @@ from training.encoder import AnyEncoder
 from training.errors import SparsightError
 
 SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.08, 0.05)
+MATCHED = 64  # bytes a picture of a rival up to which codes are made to its size
 ALL = "all labelled"  # in place of a split's name
 SYNONYMS = 0.9  # cosine of two concepts' atoms from which the synonym-aware figure takes them as one
 
@@ -123,6 +124,7 @@ def evaluate(
             "disk": store.disk_bytes(),
         },
         "sweep": sweep(X, D, judge, coder, device),
+        "matched": matched(X, D, judge, coder, device, [r["bytes_per_image"] for r in found_rivals]),
         "rivals": found_rivals,
         "rivals_left_out": left_out,
         "rivals_trained_on": "pictures outside the split" if train_rows is others else "the split itself",
@@ -185,17 +187,44 @@ def sweep(
     points = []
     for l1 in tqdm(SWEEP, desc="sweep", unit="λ", file=sys.stderr):
         codes = encode_sparse(X, D, replace(coder, l1=l1, relative=True), device=device)
-        points.append(
-            {
-                "l1": l1,
-                "nnz_mean": codes.W.nnz / len(X),
-                **judge(reconstruct(codes.W, D)),
-                "bytes_per_image": csr_bytes(codes.W) / len(X),
-                "compact_bytes_per_image": compact_bytes(codes.W) / len(X),
-                "max_relative_gap": float(codes.gap.max()),
-            }
-        )
+        points.append(_point(l1, codes, judge(reconstruct(codes.W, D))))
     return points
+
+
+def matched(
+    X: np.ndarray,
+    D: np.ndarray,
+    judge: Callable[[np.ndarray], dict[str, float]],
+    coder: CoderConfig,
+    device: str,
+    sizes: Sequence[float],
+) -> list[dict]:
+    """Codes X at the smallest relative penalty, of thousandths, whose compact layout takes no more bytes a picture than
+    each of `sizes`, as that layout gives them back; no label takes part in the choice."""
+    points = []
+    for size in sorted({s for s in sizes if s <= MATCHED}):
+        too_low, enough = 0, 999
+        while enough - too_low > 1:
+            middle = (too_low + enough) // 2
+            codes = encode_sparse(X, D, replace(coder, l1=middle / 1000, relative=True), device=device)
+            too_low, enough = (too_low, middle) if compact_bytes(codes.W) <= size * len(X) else (middle, enough)
+        codes = encode_sparse(X, D, replace(coder, l1=enough / 1000, relative=True), device=device)
+        if compact_bytes(codes.W) <= size * len(X):
+            worth = judge(reconstruct(compacted(codes.W), D))
+            points.append({"name": f"sparse within {size:g} bytes", **_point(enough / 1000, codes, worth)})
+    return points
+
+
+def _point(l1: float, codes: Codes, worth: dict[str, float]) -> dict:
+    n = codes.W.shape[0]
+    return {
+        "l1": l1,
+        "nnz_mean": codes.W.nnz / n,
+        **worth,
+        "bytes_per_image": csr_bytes(codes.W) / n,
+        "compact_bytes_per_image": compact_bytes(codes.W) / n,
+        "max_relative_gap": float(codes.gap.max()),
+    }
 
 
 def concept_quality(X, W, D, labels, classes, concepts, terms) -> dict:

@@ -114,8 +114,8 @@ def summary(report: dict) -> str:
 def ladder(report: dict) -> list[dict]:
     """Every way to keep a picture in few bytes, with the same figures for each: codes along the sweep, and rivals."""
     codes = [
-        {**p, "name": f"sparse, l1 {p['l1']:g}", "bytes_per_image": p["compact_bytes_per_image"]}
-        for p in report["sweep"]
+        {"name": f"sparse, l1 {p['l1']:g}", **p, "bytes_per_image": p["compact_bytes_per_image"]}
+        for p in (*report["sweep"], *report["matched"])
     ]
     return codes + report["rivals"]
 

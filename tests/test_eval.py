@@ -88,6 +88,12 @@ def test_the_report_has_the_agreed_keys_and_pages(report):
     assert nnz == sorted(nnz, reverse=True)
     names = [x["name"] for x in r["rivals"]]
     assert {"SQ8", "PQ8", "OPQ16,PQ16"} <= set(names)
+    matched = {p["name"]: p for p in r["matched"]}
+    within = matched["sparse within 16 bytes"]
+    assert within["compact_bytes_per_image"] <= 16
+    smaller = [p["compact_bytes_per_image"] for p in r["sweep"] if p["l1"] > within["l1"]]
+    assert all(size <= within["compact_bytes_per_image"] for size in smaller)
+    assert "sparse within 16 bytes" in stdout
     examples = r["concepts"]["examples"]
     assert all(e["predicted"] == e["label"] for e in examples["correct"])
     assert all(e["predicted"] != e["label"] for e in examples["wrong"])
