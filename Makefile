@@ -46,7 +46,8 @@ train: $(VENV)/.train ## train the encoder anew into runs/encoder, in four stret
 	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/second --out runs/third --sizes 28x7,32x13 --lr 0.09 --shift 4 \
 		--cutout 10 --degrade 0.3 --seed 2 --teacher $(TEACHER)
 	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/third --lock-text --sizes 32x18 --lr 0.06 --shift 4 --cutout 10 \
-		--degrade 0.3 --seed 3 --penalties 0.7 0.95 --code-weight 1
+		--degrade 0.3 --seed 3 --penalties 0.7 0.95 --code-weight 1 \
+		--teacher $(TEACHER) --teacher-epochs 2
 
 eval: $(INSTALLED) ## write report/: dense against sparse, from index/
 	$(SPARSIGHT) eval

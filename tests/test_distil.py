@@ -103,17 +103,21 @@ def test_the_teacher_embeds_as_transformers_does_whatever_stands_beside(teacher)
 def test_phrases_put_relevant_words_in_company_and_give_words_their_article():
     texts = ["schooner", "ape", "democracy", "of", "a long text that is no word at all"]
     relevance = np.array([0.9, 0.3, 0.1, 0.0, 0.9])
-    made = phrases(texts, relevance, replace(DistilConfig(), phrases=200, descriptions=0, company=4))
+    sure, config = np.ones(5, bool), replace(DistilConfig(), phrases=200, descriptions=0, company=4)
+    made = phrases(texts, relevance, sure, config)
     assert made[:2] == ["a schooner", "an ape"]
     assert "a democracy" not in made
     assert len(made) == len(set(made)) > 20
     assert all("schooner" in p or "ape" in p for p in made[2:])
-    assert phrases(texts, np.zeros(5), replace(DistilConfig(), descriptions=0)) == []
+    assert phrases(texts, np.zeros(5), sure, replace(DistilConfig(), descriptions=0)) == []
+    unknown = phrases(texts, relevance, np.arange(5) != 0, config)
+    assert unknown[0] == "a schooner"
+    assert not any("schooner" in p for p in unknown[1:])
 
 
 def test_things_are_described_by_what_they_do_without_their_names():
     texts = ["croaking", "pond", "democracy"]
-    made = phrases(texts, np.zeros(3), replace(DistilConfig(), phrases=0, descriptions=500))
+    made = phrases(texts, np.zeros(3), np.ones(3, bool), replace(DistilConfig(), phrases=0, descriptions=500))
     assert "a croaking animal" in made
     assert not any(slot in p for p in made for slot in ("WORD", "KIND"))
     assert all(any(t in p for t in texts) and any(k in p for k in KINDS) for p in made)
@@ -144,4 +148,8 @@ def test_a_taught_tower_keeps_the_concepts_and_learns_the_words(pictures, small_
     encoder = load_encoder(str(tmp_path))
     assert ((encoder.encode_texts(words) * wanted).sum(1) > 0.8).all()
     assert ((encoder.encode_concepts(captions.concepts) * D).sum(1) > 0.8).all()
+    again = teach(load_model(tmp_path), captions, D, words, wanted, np.ones(len(words)), config, torch.device("cpu"))
+    assert again.tokenizer.get_vocab() == taught.tokenizer.get_vocab()
+    moved = again.encode_texts(["a photo of a truck."]) @ taught.encode_texts(["a photo of a truck."]).T
+    assert 0.9 < float(moved[0, 0]) < 1 - 1e-7
     assert encoder.known_from == LightTextEncoder(str(tmp_path)).known_from == config.known_from

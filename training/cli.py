@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from training.config import EncoderConfig, ObjectiveConfig, TrainConfig
+from training.config import DistilConfig, EncoderConfig, ObjectiveConfig, TrainConfig
 from training.errors import CallError, SparsightError
 from training.files import printable
 
@@ -162,6 +162,13 @@ class Group(_OneLineErrors, click.Group):
     default=None,
     help="A sentence encoder (hub id or folder), to teach the text tower a broad vocabulary once both are trained.",
 )
+@click.option(
+    "--teacher-epochs",
+    type=click.IntRange(1),
+    default=DistilConfig.epochs,
+    show_default=True,
+    help="Epochs of what the teacher teaches; a tower that was taught before goes on.",
+)
 @click.option("--limit", type=click.IntRange(2), default=None, help="Train on the first N pictures only.")
 @device_option
 @seed_option
@@ -182,6 +189,7 @@ def train(
     code_weight: float,
     precision: str,
     teacher: str | None,
+    teacher_epochs: int,
     limit: int | None,
     device: str,
     seed: int,
@@ -215,7 +223,17 @@ def train(
     bf16 = {"auto": None, "bf16": True, "fp32": False}[precision]
     click.echo(f"training {image_tower} on {len(pictures)} pictures, on {chosen}, into {out}", err=True)
     held_out = load_cifar10(data_dir, ("test",))
-    run_training(pictures, config, out, device=chosen, bf16=bf16, held_out=held_out, teacher=teacher, start=start)
+    run_training(
+        pictures,
+        config,
+        out,
+        device=chosen,
+        bf16=bf16,
+        held_out=held_out,
+        teacher=teacher,
+        distil=DistilConfig(seed=seed, epochs=teacher_epochs),
+        start=start,
+    )
     click.echo(str(out))
 
 

@@ -54,6 +54,7 @@ class DistilConfig:
     relevance_centre: float = 0.45  # the teacher's cosine at which a text is as much in as out
     relevance_width: float = 0.04
     relevant_from: float = 0.2
+    agreement: float = 0.7  # cosine from which the teacher's place of a word alone is that of its senses
     emphasis: int = 4  # how often a relevant text is seen in an epoch
     word_emphasis: int = 6  # and one of one or two words
     known_from: float = 0.5  # half of the relevance: see EncoderConfig

@@ -178,50 +178,55 @@ def distil_text(
     senses = word_senses()
     of_senses = dict(zip(chain(*senses.values()), zip(*alone([*chain(*senses.values())]), strict=True), strict=True))
 
-    def placed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """A text's own place; where it is a lemma, with or without its article, that place among its senses'."""
-        wanted, relevance = alone(texts)
+    def placed(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A text's own place, or, where it is a lemma, with or without its article, that place among its senses'; its
+        relevance; and whether the teacher, from the text alone, means the same place."""
+        by_itself, relevance = alone(texts)
+        wanted = by_itself.copy()
         for i, text in enumerate(texts):
             if known_senses := senses.get(re.sub("^an? ", "", text.lower())):
                 places = [(wanted[i], relevance[i]), *(of_senses[sense] for sense in known_senses)]
                 wanted[i], relevance[i] = blend(*(np.array(part) for part in zip(*places, strict=True)))
-        return wanted, relevance
+        return wanted, relevance, (by_itself * wanted).sum(1) > config.agreement
 
     texts = [t for t in broad_vocabulary(config.words) if t.lower() not in known]
-    wanted, relevance = placed(texts)
+    frequent = placed(texts)
     known |= set(texts)
     rare = [t for t in rare_words(config.words, config.rare) if t not in known]
-    rare_wanted, rare_relevance = placed(rare)
-    meant = np.flatnonzero(rare_relevance > config.relevant_from)  # of the others the frequent words are enough
+    rare_places = placed(rare)
+    meant = np.flatnonzero(rare_places[1] > config.relevant_from)  # of the others the frequent words are enough
     texts += [rare[i] for i in meant]
-    wanted, relevance = np.concatenate([wanted, rare_wanted[meant]]), np.append(relevance, rare_relevance[meant])
-    more = phrases(texts, relevance, config)
-    more_wanted, more_relevance = placed(more)
+    wanted, relevance, sure = (
+        np.concatenate([part, rare_part[meant]]) for part, rare_part in zip(frequent, rare_places, strict=True)
+    )
+    more = phrases(texts, relevance, sure, config)
+    more_wanted, more_relevance, _ = placed(more)
     wanted, relevance = np.concatenate([wanted, more_wanted]), np.append(relevance, more_relevance)
     return teach(model, captions, D, [*texts, *more], wanted, relevance, config, device)
 
 
-def phrases(texts: Sequence[str], relevance: np.ndarray, config: DistilConfig) -> list[str]:
+def phrases(texts: Sequence[str], relevance: np.ndarray, sure: np.ndarray, config: DistilConfig) -> list[str]:
     """Each short text with its article, for "a doe" is not "doe"; relevant words in the company of others; and what is
     said of animals and machines without naming them, by any frequent words.
 
-    texts, relevance (n,). They are new texts for the teacher to place, so that the tower learns what a phrase makes
-    of its words.
+    texts, relevance (n,), sure (n,): whether the teacher knows the text without its senses. They are new texts for the
+    teacher to place, so that the tower learns what a phrase makes of its words; a word that it does not know ("hart")
+    stays out of them, for it would misplace its phrases too.
     """
     rng = np.random.default_rng(config.seed)
     short = [i for i, t in enumerate(texts) if t.count(" ") < 3]
-    with_article = [fill("a {}", texts[i]) for i in short if relevance[i] > config.relevant_from]
-    near = [texts[i] for i in short if relevance[i] > config.relevant_from]
-    words = [texts[i] for i in short[: config.company]]
+    relevant = [i for i in short if relevance[i] > config.relevant_from]
+    near = [texts[i] for i in relevant if sure[i]]
+    words = [texts[i] for i in short[: config.company] if sure[i]]
     doing = [w for w in words if w.endswith(("ing", "ed", "s"))]  # few of all words, many of those that describe
     describing = [d for d in (near, doing, words) if d]  # "a purring pet", "a galloping animal", "a soft thing"
-    made = []
+    made = [fill("a {}", texts[i]) for i in relevant]
     for patterns, n in ((PHRASES, config.phrases if near else 0), (DESCRIPTIONS, config.descriptions)):
         for pattern in rng.choice(patterns, n):
             drawn = describing[int(rng.integers(len(describing)))] if patterns is DESCRIPTIONS else words
             slots = {"WORD": drawn, "NEAR": near, "ALSO": near, "KIND": KINDS}
             made.append(_filled(str(pattern), slots, rng))
-    return list(dict.fromkeys([*with_article, *made]))
+    return list(dict.fromkeys(made))
 
 
 def _filled(pattern: str, slots: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
@@ -240,7 +245,8 @@ def teach(
     config: DistilConfig,
     device: torch.device,
 ) -> DualEncoder:
-    """Trains a new text tower: `texts` towards `wanted` (n, d), every concept's prompts towards its row of D.
+    """Trains a new text tower: `texts` towards `wanted` (n, d), every concept's prompts towards its row of D. A tower
+    of this shape that was taught before goes on instead, with its tokens.
 
     Texts of any relevance (n,) are seen `emphasis` times as often as the rest, most of an English vocabulary, whose
     one place, the null direction, is soon learned; and those of one or two words `word_emphasis` times, for nothing but
@@ -255,15 +261,19 @@ def teach(
     short = np.array([t.count(" ") < 2 for t in texts])
     times = np.where(relevant, np.where(short, config.word_emphasis, config.emphasis), 1)
     seen = np.repeat(np.arange(len(texts)), times)
-    tokenizer = train_tokenizer([*(texts[i] for i in seen), *prompts * 5], config.vocab_size)
+    before = model.config
+    if before.known_from and (before.text_width, before.text_layers) == (config.width, config.layers):
+        tokenizer, tower = model.tokenizer, model.text
+    else:
+        tokenizer = train_tokenizer([*(texts[i] for i in seen), *prompts * 5], config.vocab_size)
+        tower = TextTower(len(tokenizer), before.dim, width=config.width, layers=config.layers).to(device)
     settings = replace(
-        model.config,
+        before,
         vocab_size=len(tokenizer),
         text_width=config.width,
         text_layers=config.layers,
         known_from=config.known_from,
     )
-    tower = TextTower(len(tokenizer), settings.dim, width=config.width, layers=config.layers).to(device)
     # Targets of the prompts: the concept's row; the longer ones that name the class as well, the same row.
     own = torch.as_tensor(
         np.concatenate([np.repeat(D, len(TEMPLATES), 0), np.repeat(D[len(CLASSES) :], len(TEMPLATES), 0)])

@@ -237,7 +237,7 @@ def train(
     captions = trainer.captions
     concepts = {c: CLASSES[p] for c, p in zip(captions.concepts, captions.parent, strict=True)}
     if teacher is not None:
-        distil = distil or DistilConfig(seed=config.seed)
+        distil = distil or DistilConfig()
         notes |= {"teacher": Path(teacher).name if Path(teacher).is_dir() else teacher, "distil": asdict(distil)}
         distil_text(trainer.model, captions, trainer.embed(5000), teacher, distil, device)
     save_model(trainer.model, run, concepts, notes)
