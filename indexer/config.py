@@ -15,7 +15,7 @@ class CoderConfig:
     None leaves it to the coder.
     """
 
-    l1: float = 0.9
+    l1: float = 0.87
     relative: bool = True
     tol: float = 1e-4
     max_concepts: int | None = None

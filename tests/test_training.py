@@ -73,22 +73,14 @@ def test_a_run_of_other_settings_is_not_continued(pictures, small_config, tmp_pa
         Trainer(pictures, replace(small_config, lr=0.01), tmp_path, CPU, None).resume()
 
 
-def test_a_locked_text_tower_stays_and_the_pictures_go_on_towards_its_concepts(
-    pictures, small_config, small_encoder_dir, tmp_path
-):
-    config = replace(small_config, sizes=((32, 1),), lr=0.01, lock_text=True)
-    train(pictures, config, tmp_path, device=CPU, start=small_encoder_dir)
+def test_a_stretch_of_no_epochs_leaves_the_encoder_as_it_is(pictures, small_config, small_encoder_dir, tmp_path):
+    train(pictures, replace(small_config, sizes=((32, 0),)), tmp_path, device=CPU, start=small_encoder_dir)
     before, after = load_encoder(str(small_encoder_dir)), load_encoder(str(tmp_path))
-    texts = ["a cat", "a photo of a ship.", "democracy"]
-    np.testing.assert_array_equal(after.encode_texts(texts), before.encode_texts(texts))
-    X, earlier = after.encode_images(pictures.pixels), before.encode_images(pictures.pixels)
-    assert np.abs(X - earlier).max() > 1e-3
-    assert ((X @ after.encode_concepts(CLASSES).T).argmax(1) == pictures.labels).mean() > 0.8
+    np.testing.assert_array_equal(after.encode_images(pictures.pixels), before.encode_images(pictures.pixels))
+    np.testing.assert_array_equal(after.encode_texts(["a cat"]), before.encode_texts(["a cat"]))
 
 
 def test_a_stretch_needs_what_it_goes_on_from(pictures, small_config, small_encoder_dir, tmp_path):
-    with pytest.raises(SparsightError, match="--from"):
-        train(pictures, replace(small_config, lock_text=True), tmp_path, device=CPU)
     other = replace(small_config, encoder=replace(small_config.encoder, image_tower="resnet10t"))
     with pytest.raises(SparsightError, match="--image-tower"):
         train(pictures, other, tmp_path, device=CPU, start=small_encoder_dir)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from training.config import DistilConfig, EncoderConfig, ObjectiveConfig, TrainConfig
+from training.config import DistilConfig, EncoderConfig, TrainConfig
 from training.errors import CallError, SparsightError
 from training.files import printable
 
@@ -103,7 +103,7 @@ class Group(_OneLineErrors, click.Group):
     "--sizes",
     default=",".join(f"{side}x{epochs}" for side, epochs in TrainConfig.sizes),
     show_default=True,
-    help="Pixels a side and epochs, one stretch after another.",
+    help="Pixels a side and epochs, one stretch after another; 0 epochs leave an encoder of --from as it is.",
 )
 @click.option("--batch-size", type=click.IntRange(2), default=TrainConfig.batch_size, show_default=True)
 @click.option(
@@ -137,25 +137,6 @@ class Group(_OneLineErrors, click.Group):
     default=None,
     help="Encoder folder of an earlier stretch, to begin with its weights.",
 )
-@click.option(
-    "--lock-text",
-    is_flag=True,
-    help="Keep the text tower of --from as it is, and train the image tower towards its concepts.",
-)
-@click.option(
-    "--penalties",
-    type=(click.FloatRange(0, 1), click.FloatRange(0, 1)),
-    default=ObjectiveConfig.penalties,
-    show_default=True,
-    help="Range of the coding penalties that the objective codes with.",
-)
-@click.option(
-    "--code-weight",
-    type=click.FloatRange(0),
-    default=ObjectiveConfig.code_weight,
-    show_default=True,
-    help="Weight of the contrast through the sparse code, beside that of the embedding.",
-)
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
 @click.option(
     "--teacher",
@@ -184,9 +165,6 @@ def train(
     cutout: int,
     degrade: float,
     start: Path | None,
-    lock_text: bool,
-    penalties: tuple[float, float],
-    code_weight: float,
     precision: str,
     teacher: str | None,
     teacher_epochs: int,
@@ -205,8 +183,6 @@ def train(
     encoder = EncoderConfig(name=f"{image_tower}-cifar10", image_tower=image_tower, shift_average=shifted)
     config = TrainConfig(
         encoder=encoder,
-        objective=ObjectiveConfig(penalties=penalties, code_weight=code_weight),
-        lock_text=lock_text,
         pretrained=pretrained,
         seed=seed,
         batch_size=batch_size,
@@ -216,6 +192,8 @@ def train(
         degrade=degrade,
         sizes=parse_sizes(sizes),
     )
+    if not config.epochs and start is None:
+        raise CallError(f"--sizes {sizes}: no epochs, and no encoder to leave as it is; name one by --from")
     chosen = pick_device(device)
     pictures = load_cifar10(data_dir, ("train",))
     if limit:
@@ -243,6 +221,6 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
         sizes = tuple((int(a), int(b)) for a, b in (part.split("x") for part in text.split(",")))
     except ValueError as e:
         raise CallError(f'--sizes {text!r}: expected pixels and epochs, as "24x5,32x4"') from e
-    if any(side < 8 or epochs < 1 for side, epochs in sizes):
-        raise CallError(f"--sizes {text!r}: at least 8 pixels a side and 1 epoch")
+    if any(side < 8 or epochs < 0 for side, epochs in sizes):
+        raise CallError(f"--sizes {text!r}: at least 8 pixels a side and 0 epochs")
     return sizes

@@ -84,7 +84,6 @@ class TrainConfig:
     shift: int = 2  # pixels, of 32
     cutout: int = 0  # side of the square that is hidden in each picture, pixels of 32
     degrade: float = 0.0  # share of the pictures that are made noisy, blurred or faint
-    lock_text: bool = False  # train the image tower alone, towards the concepts of a text tower that stays
     max_scale: float = 20.0  # bound, and start, of the inverse temperature
     pretrained: bool = False
     seed: int = 0

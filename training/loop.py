@@ -35,7 +35,7 @@ from training.encoder import (
     save_model,
     save_test_embeddings,
 )
-from training.errors import CallError, SparsightError
+from training.errors import SparsightError
 from training.files import write_whole
 from training.image_tower import Conv32
 from training.muon import Muon
@@ -70,8 +70,6 @@ class Trainer:
                     f"not {config.encoder.image_tower}; name it by --image-tower"
                 )
             config = replace(config, encoder=earlier.config)
-        elif config.lock_text:
-            raise CallError("--lock-text keeps the text tower of an earlier stretch: name it by --from")
         self.config, self.run, self.device = config, run, device
         self.bf16 = fast_bf16(device) if bf16 is None else bf16
         self.captions = make_captions(pictures)
@@ -83,9 +81,6 @@ class Trainer:
         self.model = self.model.to(device).to(memory_format=torch.channels_last)
         if earlier is None and isinstance(self.model.image, Conv32):
             self.model.image.init_whitening(self.model.normalise(self.pixels[:5000]))
-        if config.lock_text:
-            D = self.model.encode_concepts(self.captions.concepts)
-            self.locked = torch.as_tensor(D, device=device)  # (m, d), the concepts as an index will see them
         self.optimizers = make_optimizers(self.model, config)
         self.steps_done = 0
         self.seconds = 0.0
@@ -116,13 +111,13 @@ class Trainer:
         x = augment(x, rows, epoch, size, config.shift, rng, config.cutout, config.encoder.mean)
         x = self.model.normalise(x)
         penalty = float(rng.uniform(*config.objective.penalties))
+        prompts = sample_prompts(self.captions, rng)
         factor = lr_factor(i / self.total_steps, config.warmup)
         for group in (g for o in self.optimizers for g in o.param_groups):
             group["lr"] = group["base_lr"] * factor
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            X = self.model.embed_images(x)
-            D = self.locked if config.lock_text else self.model.embed_texts(sample_prompts(self.captions, rng))
+            X, D = self.model.embed_images(x), self.model.embed_texts(prompts)
         scale = self.model.log_scale.exp()
         loss, parts = objective(
             X, D, scale, self.parent, self.of_class[rows], self.of_term[rows], config.objective, penalty
@@ -250,10 +245,12 @@ def train(
 def make_optimizers(model: DualEncoder, config: TrainConfig) -> list[torch.optim.Optimizer]:
     convs = [p for p in model.image.parameters() if p.ndim == 4 and p.requires_grad]
     others = [p for p in model.image.parameters() if p.ndim != 4 and p.requires_grad]
-    groups = [{"params": others, "lr": config.head_lr}]
-    if not config.lock_text:
-        groups.append({"params": [*model.text.parameters(), model.log_scale], "lr": config.text_lr})
-    adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+    text = [*model.text.parameters(), model.log_scale]
+    adam = torch.optim.AdamW(
+        [{"params": others, "lr": config.head_lr}, {"params": text, "lr": config.text_lr}],
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+    )
     optimizers: list[torch.optim.Optimizer] = [Muon(convs, lr=config.lr), adam] if convs else [adam]
     for group in (g for o in optimizers for g in o.param_groups):
         group["base_lr"] = group["lr"]
