@@ -47,6 +47,12 @@ from training.files import printable
     help="Penalty, as a fraction of each picture's λ_max: the smaller, the more concepts.",
 )
 @click.option("--absolute", is_flag=True, help="Take --l1 as λ itself.")
+@click.option(
+    "--refit/--no-refit",
+    default=IndexConfig().coder.refit,
+    show_default=True,
+    help="Weigh the concepts that the penalty chose by least squares, without its shrinkage.",
+)
 @click.option("--dense", default=IndexConfig.dense, show_default=True, help="A FAISS index_factory description.")
 @click.option("--bundled", is_flag=True, help="Index the bundled embeddings of the 10,000 test pictures.")
 @device_option
@@ -60,6 +66,7 @@ def index(
     templates: tuple[str, ...],
     l1: float,
     absolute: bool,
+    refit: bool,
     dense: str,
     bundled: bool,
     device: str,
@@ -88,7 +95,7 @@ def index(
 
     chosen = pick_device(device)
     loaded = load_encoder(encoder, chosen)
-    coder = CoderConfig(l1=l1, relative=not absolute)
+    coder = CoderConfig(l1=l1, relative=not absolute, refit=refit)
     config = IndexConfig(dictionary=dictionary, templates=templates or None, dense=dense, coder=coder)
     click.echo(f"encoder {loaded.name} on {chosen}, index {index_dir}", err=True)
     concepts_of(dictionary, loaded, note=lambda text: click.echo(text, err=True))  # faults before the work, not after

@@ -25,10 +25,14 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Settings of an index. templates: the prompts of a concept, None for the encoder's own."""
+    """Settings of an index. templates: the prompts of a concept, None for the encoder's own.
+
+    Its codes are refitted: the penalty chooses the concepts, least squares weighs them (Gauss-Lasso), so that a sparse
+    score is as large as the cosine that it stands for.
+    """
 
     dictionary: str = "auto"
     templates: tuple[str, ...] | None = None
     dense: str = "Flat"
-    coder: CoderConfig = field(default_factory=CoderConfig)
+    coder: CoderConfig = field(default_factory=lambda: CoderConfig(refit=True))
     batch_size: int = 500
