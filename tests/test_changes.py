@@ -20,7 +20,7 @@ from indexer.add import add_pictures
 from indexer.build import index_folder
 from indexer.change import remove_pictures
 from indexer.coder import encode_sparse
-from indexer.config import CoderConfig, IndexConfig
+from indexer.config import IndexConfig
 from indexer.lock import writing
 from indexer.plan import plan_addition
 from indexer.store import Store, compact_store
@@ -56,7 +56,7 @@ class World:
         with Store(self.first) as store:
             self.D, self.names = store.dictionary(), store.names()
         X = self.encoder.encode_images(pixels[:CONTENTS])
-        W = encode_sparse(X, self.D, CoderConfig()).W.toarray()
+        W = encode_sparse(X, self.D, IndexConfig().coder).W.toarray()
         self.X, self.W = dict(zip(self.hashes, X, strict=True)), dict(zip(self.hashes, W, strict=True))
 
     def fill(self) -> None:
