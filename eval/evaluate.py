@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -201,17 +202,17 @@ def matched(
 ) -> list[dict]:
     """Codes X at the smallest relative penalty, of thousandths, whose compact layout takes no more bytes a picture than
     each of `sizes`, as that layout gives them back; no label takes part in the choice."""
+
+    def coded(thousandths: int) -> Codes:
+        return encode_sparse(X, D, replace(coder, l1=thousandths / 1000, relative=True), device=device)
+
     points = []
     for size in sorted({s for s in sizes if s <= MATCHED}):
-        too_low, enough = 0, 999
-        while enough - too_low > 1:
-            middle = (too_low + enough) // 2
-            codes = encode_sparse(X, D, replace(coder, l1=middle / 1000, relative=True), device=device)
-            too_low, enough = (too_low, middle) if compact_bytes(codes.W) <= size * len(X) else (middle, enough)
-        codes = encode_sparse(X, D, replace(coder, l1=enough / 1000, relative=True), device=device)
-        if compact_bytes(codes.W) <= size * len(X):
+        fits = bisect_left(range(1000), True, lo=1, key=lambda k: compact_bytes(coded(k).W) <= size * len(X))
+        if fits < 1000:
+            codes = coded(fits)
             worth = judge(reconstruct(compacted(codes.W), D))
-            points.append({"name": f"sparse within {size:g} bytes", **_point(enough / 1000, codes, worth)})
+            points.append({"name": f"sparse within {size:g} bytes", **_point(fits / 1000, codes, worth)})
     return points
 
 

@@ -54,32 +54,36 @@ DESCRIPTIONS = (
 
 def broad_vocabulary(words: int) -> list[str]:
     """The `words` most frequent English words, and the lemmas and definitions of ImageNet's synsets."""
-    from timm.data import ImageNetInfo
-
     try:
         from wordfreq import top_n_list
     except ImportError as e:
         raise SparsightError("--teacher needs the package wordfreq: install 'sparsight[train]'") from e
-    info = ImageNetInfo("imagenet22k")
     frequent = [w for w in top_n_list("en", words) if _is_word(w)]
-    lemmas, definitions = [], []
-    for i in range(info.num_classes()):
-        lemmas += info.index_to_description(i, detailed=False).split(", ")
-        definitions.append(info.index_to_description(i, detailed=True).split(": ", 1)[-1])
-    return list(dict.fromkeys([*frequent, *lemmas, *definitions]))
+    lemmas, definitions = zip(*_synsets(), strict=True)
+    return list(dict.fromkeys([*frequent, *chain(*lemmas), *definitions]))
 
 
 def word_senses() -> dict[str, list[str]]:
     """Each lemma of ImageNet's synsets, lower case → its senses, as texts: "galleon: a large square-rigged …"."""
+    senses: dict[str, list[str]] = {}
+    for lemmas, definition in _synsets():
+        for lemma in lemmas:
+            senses.setdefault(lemma.lower(), []).append(f"{lemma.lower()}: {definition}")
+    return senses
+
+
+def _synsets() -> list[tuple[list[str], str]]:
+    """The lemmas and the definition of each of the WordNet synsets that timm lists as ImageNet-22k."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet22k")
-    senses: dict[str, list[str]] = {}
-    for i in range(info.num_classes()):
-        definition = info.index_to_description(i, detailed=True).split(": ", 1)[-1]
-        for lemma in info.index_to_description(i, detailed=False).lower().split(", "):
-            senses.setdefault(lemma, []).append(f"{lemma}: {definition}")
-    return senses
+    return [
+        (
+            info.index_to_description(i, detailed=False).split(", "),
+            info.index_to_description(i, detailed=True).split(": ", 1)[-1],
+        )
+        for i in range(info.num_classes())
+    ]
 
 
 def rare_words(words: int, rare: int) -> list[str]:
@@ -161,7 +165,7 @@ def blend(wanted: np.ndarray, relevance: np.ndarray) -> tuple[np.ndarray, float]
 def distil_text(
     model: DualEncoder, captions: Captions, X: np.ndarray, teacher: str, config: DistilConfig, device: torch.device
 ) -> DualEncoder:
-    """Replaces the text tower of a trained encoder by one that knows a broad vocabulary; returns the encoder.
+    """Teaches a trained encoder a broad vocabulary, by a new text tower or one taught before; returns the encoder.
 
     X (n, d): embeddings of training pictures, for the null direction.
     """
@@ -176,7 +180,8 @@ def distil_text(
         return targets(embed_by_teacher(teacher, texts, device), C, D, captions.parent, null, config)
 
     senses = word_senses()
-    of_senses = dict(zip(chain(*senses.values()), zip(*alone([*chain(*senses.values())]), strict=True), strict=True))
+    sense_texts = [*chain(*senses.values())]
+    of_senses = dict(zip(sense_texts, zip(*alone(sense_texts), strict=True), strict=True))
 
     def placed(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A text's own place, or, where it is a lemma, with or without its article, that place among its senses'; its
@@ -190,15 +195,13 @@ def distil_text(
         return wanted, relevance, (by_itself * wanted).sum(1) > config.agreement
 
     texts = [t for t in broad_vocabulary(config.words) if t.lower() not in known]
-    frequent = placed(texts)
+    broad = len(texts)
     known |= set(texts)
-    rare = [t for t in rare_words(config.words, config.rare) if t not in known]
-    rare_places = placed(rare)
-    meant = np.flatnonzero(rare_places[1] > config.relevant_from)  # of the others the frequent words are enough
-    texts += [rare[i] for i in meant]
-    wanted, relevance, sure = (
-        np.concatenate([part, rare_part[meant]]) for part, rare_part in zip(frequent, rare_places, strict=True)
-    )
+    texts += [t for t in rare_words(config.words, config.rare) if t not in known]
+    wanted, relevance, sure = placed(texts)
+    # Of the rare words those that mean something here; of the others the frequent words are enough.
+    kept = np.flatnonzero((np.arange(len(texts)) < broad) | (relevance > config.relevant_from))
+    texts, wanted, relevance, sure = [texts[i] for i in kept], wanted[kept], relevance[kept], sure[kept]
     more = phrases(texts, relevance, sure, config)
     more_wanted, more_relevance, _ = placed(more)
     wanted, relevance = np.concatenate([wanted, more_wanted]), np.append(relevance, more_relevance)

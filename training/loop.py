@@ -79,8 +79,6 @@ class Trainer:
         self.parent = torch.as_tensor(self.captions.parent).to(device)
         self.model = earlier if earlier is not None else self._new_model()
         self.model = self.model.to(device).to(memory_format=torch.channels_last)
-        if earlier is None and isinstance(self.model.image, Conv32):
-            self.model.image.init_whitening(self.model.normalise(self.pixels[:5000]))
         self.optimizers = make_optimizers(self.model, config)
         self.steps_done = 0
         self.seconds = 0.0
@@ -90,6 +88,8 @@ class Trainer:
     def _new_model(self) -> DualEncoder:
         tokenizer = train_tokenizer(_all_prompts(self.captions), self.config.encoder.vocab_size)
         model = DualEncoder(self.config.encoder, tokenizer, pretrained=self.config.pretrained)
+        if isinstance(model.image, Conv32):
+            model.image.init_whitening(model.normalise(self.pixels[:5000].cpu()))
         model.log_scale.data.fill_(float(np.log(self.config.max_scale)))
         return model
 
@@ -232,7 +232,7 @@ def train(
     captions = trainer.captions
     concepts = {c: CLASSES[p] for c, p in zip(captions.concepts, captions.parent, strict=True)}
     if teacher is not None:
-        distil = distil or DistilConfig()
+        distil = distil or DistilConfig(seed=config.seed)
         notes |= {"teacher": Path(teacher).name if Path(teacher).is_dir() else teacher, "distil": asdict(distil)}
         distil_text(trainer.model, captions, trainer.embed(5000), teacher, distil, device)
     save_model(trainer.model, run, concepts, notes)
