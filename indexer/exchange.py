@@ -24,7 +24,17 @@ import numpy as np
 from scipy import sparse
 
 from indexer.lock import writing
-from indexer.store import COUNTS, DATABASE, FAULTS, Contents, Store, first_line, open_database, write_store
+from indexer.store import (
+    COUNTS,
+    DATABASE,
+    FAULTS,
+    Contents,
+    Store,
+    first_line,
+    open_database,
+    raise_interrupts,
+    write_store,
+)
 from training.centring import Means
 from training.errors import CallError, SparsightError
 from training.files import write_whole
@@ -127,7 +137,7 @@ def export_index(
         partial.rename(out)
         _sync(out.parent)
     except FAULTS as e:
-        _interrupted(e)
+        raise_interrupts(e)
         raise SparsightError(f"cannot export {folder} to {out}: {first_line(e)}") from e
     except OSError as e:
         raise SparsightError(f"cannot write {out}: {e.strerror}; name another folder") from e
@@ -237,16 +247,10 @@ def _reading(where: Path | str) -> Iterator[None]:
     try:
         yield
     except FAULTS as e:
-        _interrupted(e)
+        raise_interrupts(e)
         raise SparsightError(f"cannot read {where}: {first_line(e)}; export again") from e
     except OSError as e:
         raise SparsightError(f"cannot read {where}: {e.strerror}") from e
-
-
-def _interrupted(e: BaseException) -> None:
-    """Raises `KeyboardInterrupt` where that is what DuckDB, in the main thread, has made an error of its own of."""
-    if "Query interrupted" in str(e):
-        raise KeyboardInterrupt from e
 
 
 def _contents(con: duckdb.DuckDBPyConnection, source: Path, read: set[str]) -> Contents:
@@ -434,8 +438,10 @@ class Query:
                 self._con.interrupt()
                 raise
             except (duckdb.OperationalError, duckdb.InternalError, duckdb.FatalException) as e:
+                raise_interrupts(e)
                 raise SparsightError(f"the query failed: {first_line(e)}") from e
             except duckdb.Error as e:
+                raise_interrupts(e)
                 raise CallError(first_line(e)) from e
             except FAULTS as e:  # of a damaged file
                 raise SparsightError(f"the query failed: {first_line(e)}") from e

@@ -275,7 +275,10 @@ def _partial(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         publish(partial, folder / DATABASE)
-    except (duckdb.Error, OSError) as e:
+    except (duckdb.Error, RuntimeError, OSError) as e:
+        raise_interrupts(e)
+        if type(e) is RuntimeError:
+            raise
         reason = getattr(e, "strerror", None) or first_line(e)
         stands = "the earlier one is unchanged"
         if _inode(folder / DATABASE) not in (earlier, None):  # the folder could not be synced
@@ -333,6 +336,7 @@ def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
         con.execute("USE store")
     except FAULTS as e:
         con.close()
+        raise_interrupts(e)
         held = "Could not set lock" in str(e)
         way_out = "close it in the program that has it open" if held else WAY_OUT
         raise SparsightError(f"{path} is not a readable index: {first_line(e)}; {way_out}") from e
@@ -374,6 +378,7 @@ class Store:
             meta = _Meta((str(k), str(v)) for k, v in rows)
             version = int(meta.get("format", "missing"))
         except FAULTS as e:
+            raise_interrupts(e)
             raise SparsightError(f"{path} is not a readable index: {first_line(e)}; {WAY_OUT}") from e
         if version != FORMAT:
             raise SparsightError(f"{path} has format {version}, this sparsight reads {FORMAT}; rebuild it")
@@ -460,6 +465,7 @@ class Store:
         try:
             yield
         except FAULTS as e:
+            raise_interrupts(e)
             raise SparsightError(f"cannot read the index {self.folder}: {first_line(e)}; {WAY_OUT}") from e
 
     def _columns(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
@@ -772,3 +778,13 @@ def bad_counts(meta: Mapping[str, str]) -> list[str]:
 
 def first_line(e: BaseException) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0]
+
+
+def raise_interrupts(e: BaseException) -> None:
+    """Raises `KeyboardInterrupt` where that is what DuckDB has made an error of its own of.
+
+    A Ctrl-C that arrives while a statement runs in the main thread is a bare RuntimeError, one that another thread
+    passes on is an `InterruptException`.
+    """
+    if isinstance(e, duckdb.InterruptException) or (type(e) is RuntimeError and str(e) == "Query interrupted"):
+        raise KeyboardInterrupt from e

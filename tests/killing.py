@@ -160,10 +160,8 @@ def _child(job: Job, k: int, action: Callable, start: Callable | None, answer: A
         kind, text = "fault", str(e)
     except KeyboardInterrupt:
         kind, text = "interrupted", ""
-    except BaseException as e:
+    except BaseException:
         kind, text = "bug", traceback.format_exc()
-        if str(e) == "Query interrupted":  # DuckDB's word, which the command line knows
-            kind = "interrupted"
     answer.send(Outcome(kind, text, tuple(steps.names), steps.encoded, time.monotonic() - begun))
 
 

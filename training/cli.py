@@ -6,9 +6,13 @@ Heavy libraries are imported inside the commands: `--help` must answer at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -48,38 +52,73 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 k_option = click.option("-k", type=int, default=10, show_default=True, help="How many to return.")
 
 
+@contextmanager
+def noted_signals() -> Iterator[list[signal.Signals]]:
+    """The signals that have asked this process to end, in their order; each also raises `KeyboardInterrupt`.
+
+    SIGTERM is taken like Ctrl-C, so that it, too, leaves nothing half done. Libraries turn an interrupt into faults of
+    their own, so a command that ends by any fault after a signal was interrupted.
+    """
+    received: list[signal.Signals] = []
+
+    def note(number: int, frame: object) -> NoReturn:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    ending = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, note) for s in ending}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(number: signal.Signals) -> tuple[str, int]:
+    """What is said of a command that a signal ended, and its exit code: as a shell gives it, 130 for Ctrl-C."""
+    return "interrupted" if number == signal.SIGINT else "terminated", 128 + number
+
+
 class _OneLineErrors(click.Command):
     """Every fault is one line on stderr, with its exit code: 1, 2, or 130 when interrupted; never a traceback."""
 
     def main(self, args=None, prog_name=None, complete_var=None, standalone_mode=True, **extra: Any) -> Any:
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        try:
-            code = super().main(args, prog_name, complete_var, False, **extra)
-            sys.stdout.flush()
-            sys.exit(code if isinstance(code, int) else 0)
-        except SparsightError as e:
+        with noted_signals() as received:
+            try:
+                code = super().main(args, prog_name, complete_var, False, **extra)
+                sys.stdout.flush()
+                sys.exit(code if isinstance(code, int) else 0)
+            except BrokenPipeError:  # the reader, `head` say, has what it wanted
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(0)
+            except (Exception, KeyboardInterrupt) as e:
+                if received:  # whatever a library has made of it
+                    self._fail(*_interrupted(received[0]))
+                self._tell(e)
+
+    def _tell(self, e: BaseException) -> NoReturn:
+        """One line for a fault that a person can mend; a bug is raised again."""
+        if isinstance(e, SparsightError):
             self._fail(str(e), e.exit_code)
-        except click.UsageError as e:
+        if isinstance(e, click.UsageError):
             command = e.ctx.command_path if e.ctx else "sparsight"
             self._fail(f"{e.format_message()} (see {command} --help)", 2)
-        except click.ClickException as e:
+        if isinstance(e, click.ClickException):
             self._fail(e.format_message(), e.exit_code)
-        except click.Abort:
-            self._fail("interrupted", 130)
-        except BrokenPipeError:  # the reader, `head` say, has what it wanted
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-        except OSError as e:  # of a path that no command had reason to look at closer
+        if isinstance(e, click.Abort | KeyboardInterrupt):
+            self._fail(*_interrupted(signal.SIGINT))
+        if isinstance(e, OSError):  # of a path that no command had reason to look at closer
             self._fail(f"{e.strerror or e}: {e.filename}" if e.filename else str(e), 1)
-        except MemoryError:
+        if isinstance(e, MemoryError):
             self._fail("out of memory", 1)
-        except RuntimeError as e:
-            if str(e) != "Query interrupted":  # DuckDB's word for Ctrl-C
-                raise
-            self._fail("interrupted", 130)
+        raise e
 
-    def _fail(self, message: str, code: int) -> None:
+    def _fail(self, message: str, code: int) -> NoReturn:
         click.echo("Error: " + printable(" ".join(message.split())), err=True)
         sys.exit(code)
 
