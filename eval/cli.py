@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from indexer.cli import builds
+from indexer.exchange.cli import export, import_, sql
 from search.cli import queries
-from search.exchange_cli import export, import_, sql
 from training.cli import Command, Group, data_option, device_option, index_option, json_option, seed_option, train
 from training.errors import SparsightError
 
 if TYPE_CHECKING:
-    from training.cifar10 import Pictures
+    from training.data.cifar10 import Pictures
 
 
 @click.command("eval", cls=Command)
@@ -45,7 +45,7 @@ def evaluate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Writes the report: accuracy, the λ sweep, memory, rivals, open words, corruptions; dense against sparse."""
+    """Writes the report: accuracy, the λ sweep, memory, baselines, open words, corruptions; dense against sparse."""
     from eval.evaluate import evaluate as measure
     from eval.report import summary, write_report
     from search.engine import Searcher
@@ -75,7 +75,7 @@ def _test_pictures(root: Path, n: int, seed: int) -> Pictures | None:
     """n pictures of CIFAR-10's test split, drawn at random."""
     import numpy as np
 
-    from training.cifar10 import load_cifar10
+    from training.data.cifar10 import load_cifar10
 
     if not n:
         return None

@@ -14,20 +14,20 @@ from importlib.metadata import version
 import numpy as np
 from tqdm import tqdm
 
+from eval.baselines import baselines
 from eval.corruptions import robustness
 from eval.metrics import compact_bytes, compacted, csr_bytes, mcnemar, reconstruct, row_cosines, strongest, wilson
 from eval.open_words import open_words
 from eval.retrieval import neighbours, retrieval
-from eval.rivals import rivals
-from indexer.coder import Codes, encode_sparse
+from indexer.coding.coder import Codes, encode_sparse
 from indexer.config import CoderConfig
-from indexer.store import Store
-from training.cifar10 import CLASSES, Pictures
-from training.encoder import AnyEncoder
+from indexer.store.store import Store
+from training.data.cifar10 import CLASSES, Pictures
+from training.encoders import Encoder
 from training.errors import SparsightError
 
 SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.08, 0.05)
-MATCHED = 64  # bytes a picture of a rival up to which codes are made to its size
+MATCHED = 64  # bytes a picture of a baseline up to which codes are made to its size
 ALL = "all labelled"  # in place of a split's name
 SYNONYMS = 0.9  # cosine of two concepts' atoms from which the synonym-aware figure takes them as one
 
@@ -39,7 +39,7 @@ def evaluate(
     device: str = "cpu",
     seed: int = 0,
     examples: int = 8,
-    encoder: AnyEncoder | None = None,
+    encoder: Encoder | None = None,
     pictures: Pictures | None = None,
 ) -> dict:
     """Returns the report (DESIGN's keys) for the labelled pictures of a split: without one, of the split "test",
@@ -82,7 +82,7 @@ def evaluate(
         }
 
     train_rows = others if len(others) >= 10_000 else chosen
-    found_rivals, left_out = rivals(X, X_all[train_rows], D, judge, seed)
+    found_baselines, left_out = baselines(X, X_all[train_rows], D, judge, seed)
     report: dict = {
         "dataset": {"name": store.meta["dataset"], "split": split, "n": n, "indexed": len(rows)},
         "encoder": {
@@ -125,10 +125,10 @@ def evaluate(
             "disk": store.disk_bytes(),
         },
         "sweep": sweep(X, D, judge, coder, device),
-        "matched": matched(X, D, judge, coder, device, [r["bytes_per_image"] for r in found_rivals]),
-        "rivals": found_rivals,
-        "rivals_left_out": left_out,
-        "rivals_trained_on": "pictures outside the split" if train_rows is others else "the split itself",
+        "matched": matched(X, D, judge, coder, device, [r["bytes_per_image"] for r in found_baselines]),
+        "baselines": found_baselines,
+        "baselines_left_out": left_out,
+        "baselines_trained_on": "pictures outside the split" if train_rows is others else "the split itself",
         "concepts": concept_quality(X, W, D, labels, classes, concepts, [rows[i]["term"] for i in chosen]),
         "hardware": {
             "machine": platform.machine(),
@@ -148,7 +148,7 @@ def evaluate(
             "rows": robustness(
                 pictures.pixels,
                 pictures.labels,
-                lambda p: np.concatenate([encoder.encode_images(p[i : i + 500]) for i in range(0, len(p), 500)]),
+                encoder.encode_images,
                 lambda A: reconstruct(encode_sparse(A, D, coder, device=device).W, D),
                 T,
                 seed,

@@ -94,7 +94,7 @@ def summary(report: dict) -> str:
         f"{_term(r):<5}       {r['overlap_with_dense']:.3f}   {r['cosine_mean']:.3f}"
         for r in ladder(report)
     ]
-    lines += [f"left out: {r['name']}, {r['reason']}" for r in report["rivals_left_out"]]
+    lines += [f"left out: {r['name']}, {r['reason']}" for r in report["baselines_left_out"]]
     for part, o in report.get("open_words", {}).items():
         lines.append(
             f"open words, {part}: precision@10 dense {o['precision_dense']:.3f}, sparse {o['precision_sparse']:.3f} "
@@ -112,12 +112,12 @@ def summary(report: dict) -> str:
 
 
 def ladder(report: dict) -> list[dict]:
-    """Every way to keep a picture in few bytes, with the same figures for each: codes along the sweep, and rivals."""
+    """Every way to keep a picture in few bytes, with the same figures for each: codes, and baselines."""
     codes = [
         {"name": f"sparse, l1 {p['l1']:g}", **p, "bytes_per_image": p["compact_bytes_per_image"]}
         for p in (*report["sweep"], *report["matched"])
     ]
-    return codes + report["rivals"]
+    return codes + report["baselines"]
 
 
 def corruption_means(rows: list[dict]) -> list[tuple[str, float, float]]:
@@ -169,7 +169,7 @@ def page(report: dict, plot: bytes, thumbnails: dict[int, bytes]) -> str:
         ),
         "<h2>Rivals at few bytes</h2>",
         f"<p class='note'>Codes in the compact layout; FAISS quantisers of the same embeddings, trained on "
-        f"{_e(report['rivals_trained_on'])}; the nearest concept alone. Precision and overlap: of the ten nearest "
+        f"{_e(report['baselines_trained_on'])}; the nearest concept alone. Precision and overlap: of the ten nearest "
         f"other pictures, those of the same class, of the same term, and those that the dense index finds too.</p>",
         _table(
             ["code", "bytes a picture", "accuracy", "class@10", "term@10", "overlap@10", "cosine"],
@@ -186,7 +186,7 @@ def page(report: dict, plot: bytes, thumbnails: dict[int, bytes]) -> str:
                 for r in ladder(report)
             ],
         ),
-        *(f"<p class='note'>Left out: {_e(r['name'])}, {_e(r['reason'])}.</p>" for r in report["rivals_left_out"]),
+        *(f"<p class='note'>Left out: {_e(r['name'])}, {_e(r['reason'])}.</p>" for r in report["baselines_left_out"]),
         "<h2>Do the concepts name the picture?</h2>",
         _table(
             ["figure", "value"],

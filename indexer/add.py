@@ -11,15 +11,15 @@ import numpy as np
 
 from indexer.build import bar, encode_files
 from indexer.change import commit, file_exists
-from indexer.coder import encode_sparse
+from indexer.coding.coder import encode_sparse
 from indexer.config import IndexConfig
-from indexer.folder import Skipped, find_pictures, folder_labels
-from indexer.journal import Journal
-from indexer.lock import writing
+from indexer.pictures.folders import Skipped, find_pictures, folder_labels
 from indexer.plan import Plan, plan_addition
-from indexer.store import Change, Rows, Store
-from training.centring import centre
-from training.encoder import AnyEncoder
+from indexer.store.journal import Journal
+from indexer.store.lock import writing
+from indexer.store.store import Change, Rows, Store
+from training.encoders import Encoder, centre
+from training.encoders.centring import CentredEncoder
 from training.errors import SparsightError
 from training.files import path_text
 
@@ -34,7 +34,7 @@ class Added(NamedTuple):
 
 
 def add_pictures(
-    folder: Path, paths: Sequence[Path], encoder: AnyEncoder, *, batch_size: int = IndexConfig.batch_size
+    folder: Path, paths: Sequence[Path], encoder: Encoder, *, batch_size: int = IndexConfig.batch_size
 ) -> Added:
     """Adds what the index does not hold of picture files, and of those below folders.
 
@@ -113,7 +113,7 @@ def _labels(store: Store, paths: Sequence[str]) -> dict[str, tuple[str | None, s
 
 
 def _new_classes(
-    store: Store, places: dict[str, tuple[str | None, str | None]], encoder: AnyEncoder
+    store: Store, places: dict[str, tuple[str | None, str | None]], encoder: Encoder
 ) -> tuple[list[str], np.ndarray] | None:
     """Classes that only the added pictures have, embedded as the index's were."""
     known, _ = store.classes()
@@ -121,5 +121,5 @@ def _new_classes(
     if not names:
         return None
     means = store.means()
-    embedder = encoder if means is None else encoder.centred(means)  # type: ignore[union-attr]
+    embedder = encoder if means is None else CentredEncoder(encoder, means)
     return names, embedder.encode_concepts(names, store.templates)

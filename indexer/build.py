@@ -13,25 +13,24 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from indexer.coder import encode_sparse
+from indexer.coding.coder import encode_sparse
+from indexer.coding.dictionary import Dictionary, make_dictionary, merge_same
 from indexer.config import IndexConfig
-from indexer.dense import build_dense, save_dense
-from indexer.dictionary import Dictionary, make_dictionary, merge_same
-from indexer.folder import Picture, Skipped, find_pictures, folder_labels, read_pictures
-from indexer.journal import Journal
-from indexer.lock import writing
-from indexer.pictures import FORMATS, quiet_pillow, thumbnail
+from indexer.pictures.files import FORMATS, quiet_pillow, thumbnail
+from indexer.pictures.folders import Picture, Skipped, find_pictures, folder_labels, read_pictures
 from indexer.plan import plan_addition
-from indexer.store import Contents, vectors_key, write_store
-from training.centring import Means, centre, mean_of
-from training.cifar10 import CLASSES, Pictures
-from training.encoder import AnyEncoder, SplitEmbeddings
+from indexer.store.dense import build_dense, save_dense
+from indexer.store.journal import Journal
+from indexer.store.lock import writing
+from indexer.store.store import Contents, vectors_key, write_store
+from training.data.cifar10 import CLASSES, Pictures
+from training.encoders import Encoder, Means, SplitEmbeddings, centre, mean_of
+from training.encoders.centring import CentredEncoder
 from training.errors import SparsightError
 from training.files import path_text
-from training.hub import HubEncoder
 
 
-def index_pictures(folder: Path, pictures: Pictures, encoder: AnyEncoder, config: IndexConfig) -> dict[str, object]:
+def index_pictures(folder: Path, pictures: Pictures, encoder: Encoder, config: IndexConfig) -> dict[str, object]:
     """Encodes CIFAR-10 pictures and writes both indexes to `folder`; returns the index's meta data."""
     hashes = [hashlib.sha256(p.tobytes()).hexdigest() for p in pictures.pixels]
     with writing(folder, "index"):
@@ -59,7 +58,7 @@ def index_pictures(folder: Path, pictures: Pictures, encoder: AnyEncoder, config
 
 
 def index_bundled(
-    folder: Path, embeddings: SplitEmbeddings, encoder: AnyEncoder, config: IndexConfig
+    folder: Path, embeddings: SplitEmbeddings, encoder: Encoder, config: IndexConfig
 ) -> dict[str, object]:
     """Indexes the embeddings of CIFAR-10's test pictures that ship with the encoder."""
     n = len(embeddings.X)
@@ -77,7 +76,7 @@ def index_bundled(
 
 
 def index_folder(
-    folder: Path, root: Path, encoder: AnyEncoder, config: IndexConfig, *, labels: bool = False
+    folder: Path, root: Path, encoder: Encoder, config: IndexConfig, *, labels: bool = False
 ) -> dict[str, object]:
     """Encodes the pictures below `root` and writes both indexes to `folder`.
 
@@ -132,7 +131,7 @@ def index_folder(
 
 def encode_files(
     paths: Sequence[str],
-    encoder: AnyEncoder,
+    encoder: Encoder,
     journal: Journal,
     batch_size: int,
     indexed: Container[str | None] = frozenset(),
@@ -181,7 +180,7 @@ def write_index(
     folder: Path,
     X: np.ndarray,
     described: Described,
-    encoder: AnyEncoder,
+    encoder: Encoder,
     config: IndexConfig,
     *,
     dataset: str,
@@ -193,7 +192,7 @@ def write_index(
     """Codes X (n, d) and writes both indexes; the earlier index stands until the new one is whole."""
     templates = config.templates or encoder.templates
     dictionary = make_dictionary(config.dictionary, encoder, classes, templates)
-    X, dictionary, encoder, means = close_gap(X, dictionary, encoder)
+    X, dictionary, encoder, means = centre_modalities(X, dictionary, encoder)
     dictionary = merge_same(dictionary)
     T = encoder.encode_concepts(classes, templates)
     with bar("code", len(X)) as step:
@@ -242,18 +241,18 @@ def write_index(
     return {**meta, "n": len(X), "m": len(dictionary.D), "nnz_mean": codes.W.nnz / max(1, len(X))}
 
 
-def close_gap(
-    X: np.ndarray, dictionary: Dictionary, encoder: AnyEncoder
-) -> tuple[np.ndarray, Dictionary, AnyEncoder, Means | None]:
+def centre_modalities(
+    X: np.ndarray, dictionary: Dictionary, encoder: Encoder
+) -> tuple[np.ndarray, Dictionary, Encoder, Means | None]:
     """Centres X (n, d), the atoms and the encoder on their modality's mean, where the encoder's space has the gap.
 
     One that `sparsight train` wrote has none: its pictures are taught to lie among their own concepts.
     """
-    if not isinstance(encoder, HubEncoder):
+    if not encoder.has_modality_gap:
         return X, dictionary, encoder, None
     means = Means(image=mean_of(X), text=mean_of(dictionary.D))
     atoms = centre(dictionary.D, means.text)
-    return centre(X, means.image), replace(dictionary, D=atoms), encoder.centred(means), means
+    return centre(X, means.image), replace(dictionary, D=atoms), CentredEncoder(encoder, means), means
 
 
 @contextmanager

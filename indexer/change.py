@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.dense import build_dense, cached_dense, save_dense
-from indexer.lock import writing
-from indexer.store import Change, Store, change_store
+from indexer.store.dense import build_dense, cached_dense, save_dense
+from indexer.store.lock import writing
+from indexer.store.store import Change, Store, change_store
 from training.errors import CallError, SparsightError
 from training.files import path_text
 

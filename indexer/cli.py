@@ -11,7 +11,7 @@ import click
 from indexer.config import CoderConfig, IndexConfig
 from training.cli import Command, Group, data_option, device_option, index_option, json_option
 from training.errors import CallError, SparsightError
-from training.files import printable
+from training.terminal import printable
 
 
 @click.command(cls=Command)
@@ -87,14 +87,13 @@ def index(
         if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
             raise CallError(f"--template {template!r}: it must hold the concept's place, {{}}, once")
     from indexer.build import index_bundled, index_folder, index_pictures
-    from indexer.dictionary import concepts_of
-    from training.cifar10 import MissingDataError, load_cifar10
+    from indexer.coding.dictionary import concepts_of
+    from training.data.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
-    from training.encoder import load_encoder, load_test_embeddings
-    from training.hub import HubEncoder
+    from training.encoders import has_test_embeddings, load_test_embeddings, open_encoder
 
     chosen = pick_device(device)
-    loaded = load_encoder(encoder, chosen)
+    loaded = open_encoder(encoder, chosen)
     coder = CoderConfig(l1=l1, relative=not absolute, refit=refit)
     config = IndexConfig(dictionary=dictionary, templates=templates or None, dense=dense, coder=coder)
     click.echo(f"encoder {loaded.name} on {chosen}, index {index_dir}", err=True)
@@ -105,7 +104,7 @@ def index(
     try:
         pictures = None if bundled else load_cifar10(data_dir)
     except MissingDataError as e:
-        if isinstance(loaded, HubEncoder):  # no embeddings of pictures come with it
+        if not has_test_embeddings(loaded):
             raise
         click.echo(
             f"{e}.\nIndexing the bundled embeddings of the 10,000 test pictures instead (no thumbnails).", err=True
@@ -132,13 +131,13 @@ def add(paths: tuple[Path, ...], index_dir: Path, encoder: str | None, as_json: 
     addition goes on where it ended.
     """
     from indexer.add import add_pictures
-    from indexer.store import Store
+    from indexer.store.store import Store
     from training.device import pick_device
-    from training.encoder import load_encoder
+    from training.encoders import open_encoder
 
     with Store(index_dir) as store:
         source = encoder or store.meta["encoder_source"]
-    done = add_pictures(index_dir, paths, load_encoder(source, pick_device(device)))
+    done = add_pictures(index_dir, paths, open_encoder(source, pick_device(device)))
     plan, changed = done.plan, set(done.plan.changed)
     added = [(path, image_id) for (path, _), image_id in zip(plan.added, done.ids, strict=True)]
     if as_json:
@@ -185,8 +184,8 @@ def remove(targets: tuple[str, ...], missing: bool, index_dir: Path, as_json: bo
 @index_option
 def compact(index_dir: Path) -> None:
     """Gives back the room that removed pictures take; `add` and `remove` do it themselves where it pays."""
-    from indexer.lock import writing
-    from indexer.store import DATABASE, Store, compact_store
+    from indexer.store.lock import writing
+    from indexer.store.store import DATABASE, Store, compact_store
 
     Store(index_dir).close()  # refuses what is no index, before the lock makes a folder
     with writing(index_dir, "compact"):
@@ -206,8 +205,8 @@ def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
     --repair builds the dense index, the postings and the counts anew, and removes what is half or of no picture. The
     database that it replaces is kept beside the new one.
     """
-    from indexer.doctor import examine
-    from indexer.doctor import repair as mend
+    from indexer.store.doctor import examine
+    from indexer.store.doctor import repair as mend
 
     if repair:
         for line in mend(index_dir):
@@ -215,13 +214,13 @@ def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
     findings = examine(index_dir)
     for f in findings:
         if as_json:
-            click.echo(json.dumps({"check": f.check, "status": f.status, "message": f.message, "way_out": f.way_out}))
+            click.echo(json.dumps({"check": f.check, "status": f.status, "message": f.message, "hint": f.hint}))
         else:
-            way_out = f"; {f.way_out}" if f.way_out else ""
-            click.echo(f"{f.status:<6} {f.check:<11} {printable(f.message)}{way_out}")
+            hint = f"; {f.hint}" if f.hint else ""
+            click.echo(f"{f.status:<6} {f.check:<11} {printable(f.message)}{hint}")
     if faults := [f for f in findings if f.status == "fault"]:
         checks = ", ".join(dict.fromkeys(f.check for f in faults))
-        raise SparsightError(f"{index_dir}: {len(faults)} faults ({checks}); {faults[0].way_out}")
+        raise SparsightError(f"{index_dir}: {len(faults)} faults ({checks}); {faults[0].hint}")
 
 
 def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
@@ -236,7 +235,7 @@ def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
 
 
 def _report(index_dir: Path, meta: dict) -> None:
-    from indexer.store import DATABASE
+    from indexer.store.store import DATABASE
 
     _list(f"skipped, listed in table `skipped` of {index_dir / DATABASE}", meta.get("skipped", []))
     click.echo(

@@ -11,7 +11,7 @@ import click
 
 from training.cli import Command, Group, device_option, index_option, json_option, k_option
 from training.errors import CallError, SparsightError
-from training.files import printable
+from training.terminal import printable
 
 if TYPE_CHECKING:
     from search.engine import Hit, Mode, Searcher
@@ -70,7 +70,7 @@ def search(
             hits = searcher.search_concepts(list(names), k, mode)
         _print_hits(searcher, hits, as_json, sheet, pictures)
         if out:
-            from indexer.exchange import write_hits
+            from indexer.exchange.tables import write_hits
 
             write_hits(out, [hit.to_dict() for hit in hits])
             click.echo(f"wrote {out}", err=True)

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from indexer.store import Concept, Store
+from indexer.store.store import Concept, Store
 from training.errors import CallError, SparsightError
 from training.files import path_text
 
 if TYPE_CHECKING:
     from search.inverted import Inverted
-    from training.encoder import AnyEncoder
-    from training.light_text import LightTextEncoder
+    from training.encoders import Encoder, TextEncoder
 
 Mode = Literal["dense", "sparse"]
 
@@ -101,25 +100,24 @@ class Searcher:
         self.store.close()
 
     @cached_property
-    def encoder(self) -> AnyEncoder:
+    def encoder(self) -> Encoder:
         from training.device import pick_device
-        from training.encoder import load_encoder
+        from training.encoders import open_encoder
 
-        encoder = load_encoder(self._encoder_source, pick_device(self._device))
+        encoder = open_encoder(self._encoder_source, pick_device(self._device), means=self.store.means())
         self.store.refuse_another(encoder)
-        means = self.store.means()
-        return encoder if means is None else encoder.centred(means)  # type: ignore[union-attr]
+        return encoder
 
     @cached_property
-    def text_encoder(self) -> AnyEncoder | LightTextEncoder:
-        """What embeds texts: the encoder's text tower alone where it opens without torch, else the encoder."""
-        from training.light_text import LightTextEncoder, is_light
+    def text_encoder(self) -> TextEncoder:
+        """What embeds texts: the text tower alone where that opens without torch, else the encoder."""
+        from training.encoders import open_text_encoder
 
-        if "encoder" in self.__dict__ or not is_light(self._encoder_source):
+        if "encoder" in self.__dict__:
             return self.encoder
-        light = LightTextEncoder(self._encoder_source)
-        self.store.refuse_another(light)
-        return light
+        encoder = open_text_encoder(self._encoder_source, self._device, means=self.store.means())
+        self.store.refuse_another(encoder)
+        return encoder
 
     @property
     def _encoder_source(self) -> str:
@@ -147,7 +145,7 @@ class Searcher:
 
     @cached_property
     def dense(self):
-        from indexer.dense import load_dense
+        from indexer.store.dense import load_dense
 
         return load_dense(self.store)
 
@@ -284,7 +282,7 @@ class Searcher:
             return self.store.embeddings_of([image_id])[0], image_id
         if not os.path.exists(target):
             raise SparsightError(f"{target} is neither a file nor a picture of the index (an id or a path in it)")
-        from indexer.pictures import read_picture
+        from indexer.pictures.files import read_picture
 
         return self.encoder.encode_images(read_picture(target, self.encoder.image_size)[None])[0], None
 
@@ -305,7 +303,7 @@ class Searcher:
         """Concept ids and weights of a picture: the index's where it is in it, else coded with the same settings."""
         if image_id is not None:
             return self.store.codes_of([image_id])[0]
-        from indexer.coder import encode_sparse
+        from indexer.coding.coder import encode_sparse
 
         W = encode_sparse(x[None], self.D, self.store.coder).W
         return W.indices, W.data

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from indexer.postings import TIERS, WEIGHT_BITS, Postings
+from indexer.store.postings import TIERS, WEIGHT_BITS, Postings
 from search.engine import top_k
 
 PATIENCE = 3_000_000  # postings that numpy reads in about the time that it takes to load the kernels
@@ -60,7 +60,7 @@ class Inverted:
         """
         p = self.postings
         k = min(k, len(self._ids))
-        tiers, units, scale = whole_units(s, p)
+        tiers, units, scale = quantise_query(s, p)
         self._patience -= int(p.sizes[tiers].sum())
         if self._patience < 0 and k and (units > 0).any():
             if len(tiers) > MANY and p.sizes[tiers].sum() > MOST * p.sizes.sum():
@@ -83,7 +83,7 @@ class Inverted:
         """
         p = self.postings
         k, S = min(k, len(self._ids)), sparse.csr_matrix(S)
-        queries = [whole_units(row.toarray()[0], p) for row in S]
+        queries = [quantise_query(row.toarray()[0], p) for row in S]
         ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
         touched = np.cumsum([p.sizes[tiers].sum() for tiers, _, _ in queries])
         for part in np.split(np.arange(len(queries)), np.flatnonzero(np.diff(touched // BATCH)) + 1):
@@ -124,7 +124,7 @@ class Inverted:
         return starts, concepts, weights
 
 
-def whole_units(s: np.ndarray, p: Postings) -> tuple[np.ndarray, np.ndarray, float]:
+def quantise_query(s: np.ndarray, p: Postings) -> tuple[np.ndarray, np.ndarray, float]:
     """What one step of each tier is worth, as whole numbers: tiers (t,) int64, units (t,) int64, scale.
 
     w_ij s_j ≈ (lift + code)_ij · units · scale; no total of a picture passes 2⁵³. Tiers without a score are left out.

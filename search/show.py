@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from search.engine import ConceptWeight, Hit
 from training.errors import SparsightError
-from training.files import printable, write_whole
+from training.files import write_whole
+from training.terminal import printable
 
 CELL = 128  # pixels a side of a picture on the sheet
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from eval.cli import main
-from training.cifar10 import CLASSES, Pictures
+from training.data.cifar10 import CLASSES, Pictures
 
 
 def coloured_pictures(n: int, seed: int = 0) -> Pictures:
@@ -79,10 +79,10 @@ def small_index(pictures, small_encoder_dir, tmp_path_factory) -> Path:
     """An index of pictures made by code, through the small encoder, with thumbnails."""
     from indexer.build import index_pictures
     from indexer.config import IndexConfig
-    from training.encoder import load_encoder
+    from training.encoders import open_encoder
 
     folder = tmp_path_factory.mktemp("index")
-    index_pictures(folder, pictures, load_encoder(str(small_encoder_dir)), IndexConfig())
+    index_pictures(folder, pictures, open_encoder(str(small_encoder_dir)), IndexConfig())
     return folder
 
 
@@ -91,10 +91,10 @@ def bundled_index(tmp_path_factory) -> Path:
     """What `make index` builds without CIFAR-10: the bundled embeddings of the 10,000 test pictures."""
     from indexer.build import index_bundled
     from indexer.config import IndexConfig
-    from training.encoder import load_encoder, load_test_embeddings
+    from training.encoders import load_test_embeddings, open_encoder
 
     folder = tmp_path_factory.mktemp("bundled")
-    encoder = load_encoder()
+    encoder = open_encoder()
     index_bundled(folder, load_test_embeddings(encoder), encoder, IndexConfig())
     return folder
 
@@ -104,9 +104,9 @@ def light_index(tmp_path_factory) -> Path:
     """A small index that needs no training: the first bundled embeddings, as if they were of a folder's pictures."""
     from indexer.build import Described, write_index
     from indexer.config import CoderConfig, IndexConfig
-    from training.encoder import load_encoder, load_test_embeddings
+    from training.encoders import load_test_embeddings, open_encoder
 
-    encoder, n, rng = load_encoder(), 150, np.random.default_rng(0)
+    encoder, n, rng = open_encoder(), 150, np.random.default_rng(0)
     bundled = load_test_embeddings(encoder)
     described = Described(
         paths=[f"/pictures/{i:03d}.png" for i in range(n)],

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from indexer.dense import FILE, load_dense
-from indexer.journal import pending, read_batch
-from indexer.store import DATABASE, Store, vectors_key
+from indexer.store.dense import FILE, load_dense
+from indexer.store.journal import pending, read_batch
+from indexer.store.store import DATABASE, Store, vectors_key
 
 SOAK = bool(os.environ.get("SPARSIGHT_SOAK"))
 BATCH = 4
@@ -139,13 +139,13 @@ def _child(job: Job, k: int, action: Callable, start: Callable | None, answer: A
     import torch
     from tqdm import tqdm
 
-    from training.encoder import load_encoder
+    from training.encoders import open_encoder
     from training.errors import SparsightError
 
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    encoder = load_encoder(str(job.encoder))
+    encoder = open_encoder(str(job.encoder))
     steps = Steps(k, action)
     steps.install(encoder)
     if start is not None:
@@ -193,7 +193,8 @@ class Steps:
     def install(self, encoder: Any) -> None:
         import duckdb
 
-        from indexer import build, change, dense, journal, store
+        from indexer import build, change
+        from indexer.store import dense, journal, store
 
         for owner, name in (
             (os, "fsync"),

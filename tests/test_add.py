@@ -17,18 +17,18 @@ from indexer.add import add_pictures
 from indexer.build import index_folder
 from indexer.change import file_exists, remove_pictures
 from indexer.config import IndexConfig
-from indexer.dense import FILE, cached_dense
-from indexer.journal import FOLDER, Journal
-from indexer.store import DATABASE, Store
+from indexer.store.dense import FILE, cached_dense
+from indexer.store.journal import FOLDER, Journal
+from indexer.store.store import DATABASE, Store
 from search.engine import Searcher
-from training.encoder import load_encoder
+from training.encoders import open_encoder
 from training.errors import CallError, SparsightError
 from training.files import path_text
 
 
 @pytest.fixture(scope="module")
 def encoder(small_encoder_dir):
-    return load_encoder(str(small_encoder_dir))
+    return open_encoder(str(small_encoder_dir))
 
 
 @pytest.fixture
@@ -322,11 +322,11 @@ def test_the_journal_gives_back_what_it_was_given_or_nothing(encoder, tmp_path_f
 def test_another_encoders_batches_do_not_count(encoder, tmp_path):
     Journal(tmp_path, encoder).add(["a"], np.ones((1, 3), np.float32), [b""])
     assert "a" in Journal(tmp_path, encoder)
-    assert "a" not in Journal(tmp_path, load_encoder())
+    assert "a" not in Journal(tmp_path, open_encoder())
 
 
 def test_the_second_writer_is_told_who_the_first_is(index, encoder, folder):
-    from indexer.lock import writing
+    from indexer.store.lock import writing
 
     with writing(index, "compact"):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""The benchmark's own parts: its gaps, its rivals and its verdicts."""
+"""The benchmark's own parts: its gaps, its baselines and its verdicts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
-from eval.bench import table
-from eval.bench_coder import GEMM, OURS, TOL, Iterative, claims, ours, relative_gaps, scikit_learn, synthetic
+from eval.bench.coder import GEMM, OURS, TOL, Iterative, claims, ours, relative_gaps, scikit_learn, synthetic
+from eval.bench.common import table
 
 
 @pytest.fixture(scope="module")

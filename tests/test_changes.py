@@ -19,13 +19,13 @@ from PIL import Image
 from indexer.add import add_pictures
 from indexer.build import index_folder
 from indexer.change import remove_pictures
-from indexer.coder import encode_sparse
+from indexer.coding.coder import encode_sparse
 from indexer.config import IndexConfig
-from indexer.lock import writing
 from indexer.plan import plan_addition
-from indexer.store import Store, compact_store
+from indexer.store.lock import writing
+from indexer.store.store import Store, compact_store
 from search.engine import Searcher
-from training.encoder import load_encoder
+from training.encoders import open_encoder
 from training.errors import CallError, SparsightError
 
 CONTENTS = 10
@@ -48,7 +48,7 @@ class World:
 
     def __init__(self, top: Path, pixels: np.ndarray, encoder_dir: Path):
         self.root, self.first, self.folder = top / "pictures", top / "first", top / "index"
-        self.encoder = load_encoder(str(encoder_dir))
+        self.encoder = open_encoder(str(encoder_dir))
         self.files = [_png(p) for p in pixels[:CONTENTS]]
         self.hashes = [hashlib.sha256(f).hexdigest() for f in self.files]
         self.fill()

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from indexer import coder as coder_module
-from indexer.coder import Codes, SparseCoder, choose_l1, encode_path, encode_sparse, pivot
+from indexer.coding import coder as coder_module
+from indexer.coding.coder import Codes, SparseCoder, choose_l1, encode_path, encode_sparse, pivot
 from indexer.config import CoderConfig
 from training.errors import SparsightError
 
@@ -30,7 +30,7 @@ def way(request, monkeypatch):
 def take(way: str, monkeypatch) -> str:
     monkeypatch.setattr(coder_module, "FEW_ROWS", 10**9 if way == "torch" else 0)
     monkeypatch.setattr(coder_module, "GRAM_BYTES", 10**9 if way == "gram" else 0)
-    monkeypatch.setattr(coder_module._Atoms, "sifts", way == "sifted in bfloat16")
+    monkeypatch.setattr(coder_module.PreparedDictionary, "screens", way == "sifted in bfloat16")
     return way
 
 
@@ -224,7 +224,7 @@ def test_is_a_scikit_learn_transformer():
 def test_scikit_learn_and_numba_are_not_imported_for_a_query():
     check = (
         "import sys, numpy as np\n"
-        "from indexer.coder import SparseCoder\n"
+        "from indexer.coding.coder import SparseCoder\n"
         "SparseCoder(np.eye(5)).transform(np.ones((1, 5)))\n"
         "print([m for m in ('sklearn', 'numba') if m in sys.modules])"
     )
@@ -237,7 +237,7 @@ def test_memory_is_bounded_by_the_batch_not_by_n_times_m(tmp_path):
     np.save(tmp_path / "X.npy", problem(1000, 6000, 32, seed=0)[0].repeat(20, 0))
     check = (
         "import resource, sys, numpy as np\n"
-        "from indexer.coder import CoderConfig, encode_sparse\n"
+        "from indexer.coding.coder import CoderConfig, encode_sparse\n"
         "X = np.load(sys.argv[1], mmap_mode='r')\n"
         "D = np.random.default_rng(0).normal(size=(6000, 32)).astype(np.float32)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"

@@ -22,8 +22,8 @@ import pytest
 from killing import SOAK, Job, check_store, fork, run_job, state
 from PIL import Image
 
-from indexer.lock import writing
-from indexer.store import Store
+from indexer.store.lock import writing
+from indexer.store.store import Store
 
 SECONDS = 60 if SOAK else 5
 GROUPS, SIZE, READERS = 6, 4, 4
@@ -53,10 +53,10 @@ def write(job: Job, until: float, pipe: Any) -> None:
 
     from indexer.add import add_pictures
     from indexer.change import remove_pictures
-    from training.encoder import load_encoder
+    from training.encoders import open_encoder
 
     torch.set_num_threads(1)
-    encoder = load_encoder(str(job.encoder))
+    encoder = open_encoder(str(job.encoder))
     rng, there, changes = random.Random(0), {0, 1, 2}, 0
     while time.time() < until:
         group = rng.randrange(GROUPS)

@@ -39,10 +39,10 @@ from killing import (
 )
 from PIL import Image
 
-from indexer.journal import pending
-from indexer.lock import HOLDER
-from indexer.store import DATABASE
-from training.cifar10 import CLASSES
+from indexer.store.journal import pending
+from indexer.store.lock import HOLDER
+from indexer.store.store import DATABASE
+from training.data.cifar10 import CLASSES
 
 COMMANDS = ("index", "reindex", "add", "remove", "compact")
 SEED = 0

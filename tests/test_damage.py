@@ -25,12 +25,12 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer.dense import FILE
-from indexer.journal import Journal, pending
-from indexer.lock import HOLDER, LOCK, writing
-from indexer.store import COUNTS, DATABASE
+from indexer.store.dense import FILE
+from indexer.store.journal import Journal, pending
+from indexer.store.lock import HOLDER, LOCK, writing
+from indexer.store.store import COUNTS, DATABASE
 from search.engine import Searcher
-from training.encoder import load_encoder
+from training.encoders import open_encoder
 from training.errors import SparsightError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -47,7 +47,7 @@ def index(light_index, tmp_path_factory) -> Path:
     """An index with a batch that waits, and the note of a writer."""
     folder = Path(shutil.copytree(light_index, tmp_path_factory.mktemp("damage") / "index"))
     hashes = [f"new {i}" for i in range(3)]
-    Journal(folder, load_encoder()).add(hashes, np.eye(3, 256, dtype=np.float32), [b"1", b"22", b"333"])
+    Journal(folder, open_encoder()).add(hashes, np.eye(3, 256, dtype=np.float32), [b"1", b"22", b"333"])
     (folder / HOLDER).write_text('{"command": "add", "process": 1, "host": "h", "since": "then"}')
     (folder / LOCK).touch()
     return folder
@@ -380,7 +380,7 @@ def test_edited_tables_give_no_traceback(index, tmp_path):
 
 
 def test_a_damaged_batch_is_encoded_again_and_a_whole_one_is_taken(index, tmp_path):
-    encoder, whole = load_encoder(), {f"new {i}" for i in range(3)}
+    encoder, whole = open_encoder(), {f"new {i}" for i in range(3)}
     (path,) = pending(index)
     name, size = str(path.relative_to(index)), path.stat().st_size
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer.dictionary import read_words
-from indexer.pictures import read_picture, thumbnail
-from training.cifar10 import MissingDataError, load_cifar10, term_of
+from indexer.coding.dictionary import read_words
+from indexer.pictures.files import read_picture, thumbnail
+from training.data.cifar10 import MissingDataError, load_cifar10, term_of
 from training.errors import SparsightError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.captions import make_captions
 from training.config import DistilConfig
+from training.data.captions import TEMPLATES, embed_concepts, make_captions
 from training.distil import (
     KINDS,
     blend,
@@ -21,10 +21,11 @@ from training.distil import (
     teach,
     word_senses,
 )
-from training.encoder import load_encoder, load_model, save_model
+from training.encoders import open_encoder
+from training.encoders.dual import load_model, save_model
+from training.encoders.numpy_text import NumpyTextEncoder
+from training.encoders.text_tower import train_tokenizer
 from training.errors import SparsightError
-from training.light_text import LightTextEncoder
-from training.text_tower import train_tokenizer
 
 SHARP = DistilConfig(class_sharpness=200.0, term_sharpness=200.0)
 
@@ -139,17 +140,17 @@ def test_a_missing_teacher_is_named(tmp_path):
 def test_a_taught_tower_keeps_the_concepts_and_learns_the_words(pictures, small_encoder_dir, tmp_path):
     model = load_model(small_encoder_dir)
     captions = make_captions(pictures)
-    D = model.encode_concepts(captions.concepts)
+    D = embed_concepts(model.encode_texts, captions.concepts, TEMPLATES)
     words = ["moggy", "jetliner", "steed", "tanker"]
     wanted = D[[captions.concepts.index(c) for c in ("cat", "airplane", "horse", "ship")]]
     config = DistilConfig(vocab_size=400, width=32, layers=1, epochs=50, batch_size=4, concept_batch=16, lr=5e-3)
     taught = teach(model, captions, D, words, wanted, np.ones(len(words)), config, torch.device("cpu"))
     save_model(taught, tmp_path, {}, {})
-    encoder = load_encoder(str(tmp_path))
+    encoder = open_encoder(str(tmp_path))
     assert ((encoder.encode_texts(words) * wanted).sum(1) > 0.8).all()
     assert ((encoder.encode_concepts(captions.concepts) * D).sum(1) > 0.8).all()
     again = teach(load_model(tmp_path), captions, D, words, wanted, np.ones(len(words)), config, torch.device("cpu"))
     assert again.tokenizer.get_vocab() == taught.tokenizer.get_vocab()
     moved = again.encode_texts(["a photo of a truck."]) @ taught.encode_texts(["a photo of a truck."]).T
     assert 0.9 < float(moved[0, 0]) < 1 - 1e-7
-    assert encoder.known_from == LightTextEncoder(str(tmp_path)).known_from == config.known_from
+    assert encoder.known_from == NumpyTextEncoder(tmp_path).known_from == config.known_from

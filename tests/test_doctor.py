@@ -12,13 +12,13 @@ import duckdb
 import numpy as np
 import pytest
 
-from indexer.dense import FILE
-from indexer.doctor import examine, repair
-from indexer.journal import Journal, pending
-from indexer.lock import HOLDER, LOCK, writing
-from indexer.store import DATABASE, WAL, Store
+from indexer.store.dense import FILE
+from indexer.store.doctor import examine, repair
+from indexer.store.journal import Journal, pending
+from indexer.store.lock import HOLDER, LOCK, writing
+from indexer.store.store import DATABASE, WAL, Store
 from search.engine import Searcher
-from training.encoder import load_encoder
+from training.encoders import open_encoder
 from training.errors import SparsightError
 
 
@@ -216,7 +216,7 @@ def test_the_dense_index_is_built_anew(index, harm):
 
 
 def test_leftovers_and_damaged_batches_go_and_foreign_files_stay(index):
-    journal = Journal(index, load_encoder())
+    journal = Journal(index, open_encoder())
     journal.add(["a"], np.zeros((1, 256), np.float32), [b"x"])
     journal.add(["b", "c"], np.zeros((2, 256), np.float32), [b"y", b"z"])
     whole, damaged = pending(index)

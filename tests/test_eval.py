@@ -63,7 +63,7 @@ def test_the_bundled_encoder_keeps_its_promises(report):
 
 
 def test_the_reports_figures_agree_with_plain_numpy(report, bundled_index):
-    from indexer.store import Store
+    from indexer.store.store import Store
 
     _, r, _ = report
     with Store(bundled_index) as store:
@@ -80,13 +80,23 @@ def test_the_reports_figures_agree_with_plain_numpy(report, bundled_index):
 
 def test_the_report_has_the_agreed_keys_and_pages(report):
     out, r, stdout = report
-    assert set(r) >= {"dataset", "encoder", "dictionary", "dense", "sparse", "mcnemar_p", "memory", "sweep", "rivals"}
+    assert set(r) >= {
+        "dataset",
+        "encoder",
+        "dictionary",
+        "dense",
+        "sparse",
+        "mcnemar_p",
+        "memory",
+        "sweep",
+        "baselines",
+    }
     assert set(r["sparse"]) >= {"accuracy", "ci95", "l1", "nnz_mean", "cosine_mean", "max_relative_gap"}
     assert len(r["sweep"]) >= 8
     assert all(set(p) >= {"l1", "nnz_mean", "accuracy", "cosine_mean", "bytes_per_image"} for p in r["sweep"])
     nnz = [p["nnz_mean"] for p in sorted(r["sweep"], key=lambda p: p["l1"])]
     assert nnz == sorted(nnz, reverse=True)
-    names = [x["name"] for x in r["rivals"]]
+    names = [x["name"] for x in r["baselines"]]
     assert {"SQ8", "PQ8", "OPQ16,PQ16"} <= set(names)
     matched = {p["name"]: p for p in r["matched"]}
     within = matched["sparse within 16 bytes"]

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from test_store import contents
 
-from indexer.exchange import TABLES, Query, export_index, import_index
-from indexer.store import DATABASE, Contents, Store, write_store
-from training.centring import Means
+from indexer.exchange.tables import TABLES, Query, export_index, import_index
+from indexer.store.store import DATABASE, Contents, Store, write_store
+from training.encoders import Means
 from training.errors import CallError, SparsightError
 
 FORMATS = ["parquet", "jsonl"]
@@ -159,7 +159,7 @@ def test_an_index_with_damaged_postings_comes_back_by_its_embeddings(run, index,
     others = ",".join(t for t in TABLES if t != "codes")
     run("export", tmp_path / "out", "--tables", others, "--index", index)
     run("import", tmp_path / "out", "--index", tmp_path / "new")
-    from indexer.coder import encode_sparse
+    from indexer.coding.coder import encode_sparse
     from indexer.config import CoderConfig
 
     with Store(tmp_path / "new") as store:
@@ -410,7 +410,7 @@ def test_a_query_beyond_its_memory_is_one_line(index):
 
 @pytest.mark.parametrize("query", ["SELECT count(*) FROM range(1000000000000) t(i) WHERE hash(i) = 7"])
 def test_ctrl_c_ends_a_query(index, query):
-    code = "import eval.cli, indexer.exchange\nprint('x', flush=True)\neval.cli.main()"
+    code = "import eval.cli, indexer.exchange.tables\nprint('x', flush=True)\neval.cli.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "sql", query, "--index", str(index)],
         stdout=subprocess.PIPE,

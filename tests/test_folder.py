@@ -20,10 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from indexer.dictionary import INSULTS, NOUNS, PEOPLE, Dictionary, concepts_of, merge_same, read_nouns, read_words
-from indexer.folder import Picture, find_pictures, folder_labels, in_order, read_pictures
-from indexer.store import DATABASE, Store
-from training.cifar10 import CLASSES
+from indexer.coding.dictionary import (
+    INSULTS,
+    NOUNS,
+    PEOPLE,
+    Dictionary,
+    concepts_of,
+    merge_same,
+    read_nouns,
+    read_words,
+)
+from indexer.pictures.folders import Picture, find_pictures, folder_labels, in_order, read_pictures
+from indexer.store.store import DATABASE, Store
+from training.data.cifar10 import CLASSES
 from training.errors import SparsightError
 
 
@@ -122,12 +131,12 @@ def test_the_index_holds_the_folder(album, album_index):
 
 
 def test_the_embeddings_are_those_of_the_files_pixels(album_index, pictures, small_encoder_dir):
-    from training.encoder import load_encoder
+    from training.encoders import open_encoder
 
     with Store(album_index) as store:
         paths, X = [Path(str(r["path"])) for r in store.images()], store.embeddings()
     rows = [i for i, p in enumerate(paths) if p.stem.isdigit()]
-    expected = load_encoder(str(small_encoder_dir)).encode_images(pictures.pixels[[int(paths[i].stem) for i in rows]])
+    expected = open_encoder(str(small_encoder_dir)).encode_images(pictures.pixels[[int(paths[i].stem) for i in rows]])
     np.testing.assert_allclose(X[rows], expected, atol=1e-5)
 
 
@@ -174,11 +183,11 @@ def test_eval_reports_on_few_pictures(run, album_index, tmp_path):
         rows, X = store.images(), store.embeddings()
     right = [classes[j] == r["label"] for r, j in zip(rows, (X @ T.T).argmax(1), strict=True) if r["label"]]
     assert report["dense"]["accuracy"] == pytest.approx(np.mean(right))
-    assert {"SQ8", "SQ4"} <= {r["name"] for r in report["rivals"]}
-    left_out = {r["name"]: r["reason"] for r in report["rivals_left_out"]}
+    assert {"SQ8", "SQ4"} <= {r["name"] for r in report["baselines"]}
+    left_out = {r["name"]: r["reason"] for r in report["baselines_left_out"]}
     assert set(left_out) == {"PQ32", "PQ16", "PQ8", "OPQ16,PQ16", "OPQ32,PQ32"}
     assert "left out: PQ8, 60 pictures to train on, 256 are needed" in stdout
-    assert all("term_precision" not in r for r in (*report["rivals"], *report["sweep"]))
+    assert all("term_precision" not in r for r in (*report["baselines"], *report["sweep"]))
     assert "corruptions" not in report
     json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN
     assert "data:image/jpeg" in (tmp_path / "index.html").read_text()
@@ -270,17 +279,18 @@ def test_the_nouns_are_many_distinct_and_no_insults():
 
 
 def test_the_default_dictionary_depends_on_the_encoder(small_encoder_dir, tmp_path):
-    from training.encoder import CONCEPTS, load_encoder
+    from training.encoders import open_encoder
+    from training.encoders.files import CONCEPTS
 
-    assert concepts_of("auto", load_encoder(str(small_encoder_dir)))[0] == "terms"
+    assert concepts_of("auto", open_encoder(str(small_encoder_dir)))[0] == "terms"
     bare = tmp_path / "bare"
     shutil.copytree(small_encoder_dir, bare)
     (bare / CONCEPTS).unlink()
-    source, concepts = concepts_of("auto", load_encoder(str(bare)))
+    source, concepts = concepts_of("auto", open_encoder(str(bare)))
     assert source == NOUNS
     assert list(concepts) == read_nouns()
     with pytest.raises(SparsightError, match="--dictionary nouns"):
-        concepts_of("terms", load_encoder(str(bare)))
+        concepts_of("terms", open_encoder(str(bare)))
 
 
 @settings(deadline=None, max_examples=50)

@@ -19,20 +19,21 @@ from hostile import FILES, NAMES, NO_UTF8, NOISE, PICTURE, Expected, jpeg, large
 from PIL import Image
 
 from indexer.build import encode_files
-from indexer.folder import Picture, Skipped, find_pictures, read_pictures
-from indexer.journal import Journal
-from indexer.pictures import decode, quiet_pillow, read_picture
-from indexer.store import DATABASE, Store
+from indexer.pictures.files import decode, quiet_pillow, read_picture
+from indexer.pictures.folders import Picture, Skipped, find_pictures, read_pictures
+from indexer.store.journal import Journal
+from indexer.store.store import DATABASE, Store
 from search.engine import Searcher
-from training.encoder import load_encoder
+from training.encoders import open_encoder
 from training.errors import SparsightError
-from training.files import path_text, printable
+from training.files import path_text
+from training.terminal import printable
 
 MB = 1 << 20
 PROBE = """
 import json, os, signal, sys
-from indexer.folder import find_pictures, read_pictures
-from indexer.pictures import quiet_pillow
+from indexer.pictures.folders import find_pictures, read_pictures
+from indexer.pictures.files import quiet_pillow
 def most(paths):
     pid = os.fork()
     if not pid:
@@ -50,7 +51,7 @@ for path in find_pictures(sys.argv[1])[0]:
 UNPRIVILEGED = """
 import json, os, sys
 from PIL import Image
-from indexer.folder import find_pictures, read_pictures
+from indexer.pictures.folders import find_pictures, read_pictures
 Image.init()  # loads its modules, which may lie where others cannot read
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
@@ -282,7 +283,7 @@ def test_of_two_paths_that_read_the_same_the_second_is_skipped(tmp_path):
     index.mkdir()
     for number, name in enumerate((r"\xe9.png", os.fsdecode(b"\xe9.png"))):
         (root / name).write_bytes(PICTURE + bytes([number]))
-    encoder = load_encoder()
+    encoder = open_encoder()
     seen, skipped = encode_files(find_pictures(root)[0], encoder, Journal(index, encoder), 8)
     path = str(root / r"\xe9.png")
     assert seen == {path: hashlib.sha256(PICTURE + b"\0").hexdigest()}

@@ -19,13 +19,13 @@ from PIL import Image
 
 from indexer.build import index_pictures
 from indexer.config import IndexConfig
-from indexer.store import Store
-from training.captions import fill
-from training.centring import centre, mean_of
-from training.cifar10 import CLASSES
-from training.encoder import load_encoder
+from indexer.store.store import Store
+from training.data.captions import fill
+from training.data.cifar10 import CLASSES
+from training.encoders import centre, mean_of, open_encoder
+from training.encoders.hub import HubEncoder
+from training.encoders.hub_files import fetch, fingerprint_of
 from training.errors import SparsightError
-from training.hub import HubEncoder, fetch, fingerprint_of
 
 FAMILIES = ("clip", "siglip", "siglip2")
 TOKENS = 24
@@ -76,7 +76,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 def index(request, folders, pictures, tmp_path_factory) -> tuple[Path, Path]:
     """(index, encoder folder) of a family."""
     folder = tmp_path_factory.mktemp(request.param)
-    index_pictures(folder, pictures, load_encoder(str(folders[request.param])), IndexConfig(dictionary="classes"))
+    index_pictures(folder, pictures, open_encoder(str(folders[request.param])), IndexConfig(dictionary="classes"))
     return folder, folders[request.param]
 
 
@@ -106,7 +106,7 @@ def reference(folder: Path, texts: list[str], pixels: np.ndarray) -> tuple[np.nd
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_are_transformers_own(folders, family):
-    encoder = load_encoder(str(folders[family]))
+    encoder = open_encoder(str(folders[family]))
     texts = ["cat", "A photo of a Fire Engine!", "so long a text that it is cut off where the tower ends", "x"]
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     Z, X = reference(folders[family], texts, pixels)
@@ -118,14 +118,14 @@ def test_embeddings_are_transformers_own(folders, family):
 
 
 def test_batches_make_no_difference(folders):
-    encoder = load_encoder(str(folders["siglip"]))
+    encoder = open_encoder(str(folders["siglip"]))
     texts = [f"number {i}" for i in range(150)]
     one_by_one = np.vstack([encoder.encode_texts([t]) for t in texts[::29]])
     np.testing.assert_allclose(encoder.encode_texts(texts)[::29], one_by_one, atol=2e-6)
 
 
 def test_concepts_are_the_mean_of_their_prompts(folders):
-    encoder = load_encoder(str(folders["clip"]))
+    encoder = open_encoder(str(folders["clip"]))
     templates = ("a photo of a {}.", "{}")
     D = encoder.encode_concepts(["cat", "airplane"], templates)
     for d, name in zip(D, ["cat", "airplane"], strict=True):
@@ -136,7 +136,7 @@ def test_concepts_are_the_mean_of_their_prompts(folders):
 
 def test_an_index_is_centred_and_so_are_its_queries(run, index, pictures):
     folder, encoder_folder = index
-    raw = load_encoder(str(encoder_folder))
+    raw = open_encoder(str(encoder_folder))
     X, D = raw.encode_images(pictures.pixels), raw.encode_concepts(CLASSES)
 
     def unit(A):
@@ -188,7 +188,7 @@ def test_the_report_is_written_and_says_what_the_encoder_saw(run, index, tmp_pat
 
 
 def test_templates_are_kept_with_the_index(folders, pictures, tmp_path):
-    encoder = load_encoder(str(folders["clip"]))
+    encoder = open_encoder(str(folders["clip"]))
     templates = ("{}", "one {} there")
     index_pictures(tmp_path, pictures.first(20), encoder, IndexConfig(dictionary="classes", templates=templates))
     from search.engine import Searcher
@@ -209,7 +209,7 @@ def test_an_encoder_of_our_own_is_not_centred(small_index):
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_few_pictures_have_unit_embeddings(run, folders, pictures, tmp_path, n):
-    index_pictures(tmp_path, pictures.first(n), load_encoder(str(folders["clip"])), IndexConfig(dictionary="classes"))
+    index_pictures(tmp_path, pictures.first(n), open_encoder(str(folders["clip"])), IndexConfig(dictionary="classes"))
     with Store(tmp_path) as store:
         np.testing.assert_allclose(np.linalg.norm(store.embeddings(), axis=1), 1, atol=1e-5)
     assert run("search", "a cat", "--index", tmp_path).stdout
@@ -311,7 +311,7 @@ def test_a_models_own_code_is_not_run(copied):
         value = ["evil.Evil", None] if part == "AutoTokenizer" else "evil.Evil"
         (copied / name).write_text(json.dumps({**config, "auto_map": {part: value, "AutoModel": "evil.Evil"}}))
     with suppress(SparsightError):  # refused, or loaded by transformers' own classes
-        load_encoder(str(copied))
+        open_encoder(str(copied))
     assert not (copied / "run").exists()
 
 
@@ -353,7 +353,7 @@ def test_half_precision_on_a_gpu_is_close(folders, pictures, family):
 
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
-    whole, half = load_encoder(str(folders[family])), load_encoder(str(folders[family]), "cuda")
+    whole, half = open_encoder(str(folders[family])), open_encoder(str(folders[family]), "cuda")
     assert isinstance(half, HubEncoder)
     assert half.model.dtype in (torch.bfloat16, torch.float16)
     for embed in ("encode_images", "encode_texts"):
@@ -431,29 +431,29 @@ def hub(copied, tmp_path, monkeypatch):
 
 
 def test_a_model_of_the_hub_is_fetched_once_without_pickles_and_code(hub):
-    encoder = load_encoder("org/tiny")
+    encoder = open_encoder("org/tiny")
     assert isinstance(encoder, HubEncoder)
     assert (encoder.name, encoder.source) == ("org/tiny", "org/tiny")
     assert encoder.fingerprint == fingerprint_of(hub.folder)
     assert not [p for p in hub.asked if "pytorch_model.bin" in p or "modeling.py" in p]
     assert {f.name for f in fetch("org/tiny").iterdir()} >= {"config.json", "model.safetensors"}
     hub.asked.clear()
-    assert load_encoder("org/tiny").fingerprint == encoder.fingerprint
+    assert open_encoder("org/tiny").fingerprint == encoder.fingerprint
     assert hub.asked == []
 
 
 def test_a_model_that_the_hub_does_not_have(hub, tmp_path):
     with pytest.raises(SparsightError, match=r"no encoder org/none.*has no such model") as e:
-        load_encoder("org/none")
+        open_encoder("org/none")
     assert str(tmp_path / "cache") in str(e.value)
 
 
 def test_without_a_network_the_cache_answers_and_else_one_line_names_it(run, hub, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
-    load_encoder("org/tiny")
+    open_encoder("org/tiny")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert load_encoder("org/tiny").name == "org/tiny"
+    assert open_encoder("org/tiny").name == "org/tiny"
     stderr = run("index", "--encoder", "openai/clip-vit-base-patch32", "--index", tmp_path / "i", code=1).stderr
     assert "openai/clip-vit-base-patch32" in stderr
     assert str(tmp_path / "cache") in stderr
@@ -472,7 +472,7 @@ def test_siglips_own_tokenizer(folders, tmp_path):
             sentence_iterator=sentences, model_writer=model, vocab_size=60, hard_vocab_limit=False, bos_id=-1
         )
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "SiglipTokenizer"}))
-    Z = load_encoder(str(folder)).encode_texts(["a photo of a cat", "A photo, of a CAT!", "a photo of a dog"])
+    Z = open_encoder(str(folder)).encode_texts(["a photo of a cat", "A photo, of a CAT!", "a photo of a dog"])
     np.testing.assert_allclose(Z[0], Z[1], atol=1e-6)
     assert not np.allclose(Z[0], Z[2], atol=1e-4)
 

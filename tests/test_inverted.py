@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from indexer import postings as packing
-from indexer.postings import MAX_GAP, TOP, Postings, pack
-from search.inverted import Inverted, whole_units
+from indexer.store import postings as packing
+from indexer.store.postings import MAX_GAP, TOP, Postings, pack
+from search.inverted import Inverted, quantise_query
 
 
 def random_codes(rng: np.random.Generator, n: int, m: int, density: float, levels: int) -> sparse.csc_matrix:
@@ -27,7 +27,7 @@ def packed(W: sparse.csc_matrix) -> Postings:
 
 def brute_force(p: Postings, s: np.ndarray, k: int) -> tuple[list[int], list[float]]:
     """Ids and scores of a stable sort of all n totals, the definition."""
-    tiers, units, scale = whole_units(s, p)
+    tiers, units, scale = quantise_query(s, p)
     totals = np.zeros(p.n, np.int64)
     for tier, unit in zip(tiers, units, strict=True):
         _, ids, codes = p.lists(np.array([tier]))
@@ -273,7 +273,7 @@ def test_flipped_words_cannot_lead_the_kernels_astray(data):
 
 
 def test_the_bench_agrees_with_the_float_product(capsys):
-    from eval.bench_search import bench_search, claims
+    from eval.bench.search import bench_search, claims
 
     rows = bench_search(2000, queries=4, dense=False)
     assert {"DuckDB SQL on plain postings", "scipy W @ s", "store, cold look-up of a concept"} <= {

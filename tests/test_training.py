@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from indexer.coder import encode_sparse
+from indexer.coding.coder import encode_sparse
 from indexer.config import CoderConfig
-from training.captions import fill, make_captions
-from training.cifar10 import CLASSES
 from training.config import ObjectiveConfig
-from training.encoder import load_encoder
+from training.data.captions import fill, make_captions
+from training.data.cifar10 import CLASSES
+from training.encoders import open_encoder
 from training.errors import SparsightError
 from training.loop import Trainer, augment, lr_factor, train
 from training.objective import objective, unrolled_code
@@ -75,7 +75,7 @@ def test_a_run_of_other_settings_is_not_continued(pictures, small_config, tmp_pa
 
 def test_a_stretch_of_no_epochs_leaves_the_encoder_as_it_is(pictures, small_config, small_encoder_dir, tmp_path):
     train(pictures, replace(small_config, sizes=((32, 0),)), tmp_path, device=CPU, start=small_encoder_dir)
-    before, after = load_encoder(str(small_encoder_dir)), load_encoder(str(tmp_path))
+    before, after = open_encoder(str(small_encoder_dir)), open_encoder(str(tmp_path))
     np.testing.assert_array_equal(after.encode_images(pictures.pixels), before.encode_images(pictures.pixels))
     np.testing.assert_array_equal(after.encode_texts(["a cat"]), before.encode_texts(["a cat"]))
 
@@ -95,7 +95,7 @@ def test_any_timm_model_serves_as_image_tower(pictures, small_config, tmp_path):
 
 
 def test_the_trained_encoder_tells_the_pictures_apart(pictures, small_encoder_dir):
-    encoder = load_encoder(str(small_encoder_dir))
+    encoder = open_encoder(str(small_encoder_dir))
     X, T = encoder.encode_images(pictures.pixels), encoder.encode_concepts(CLASSES)
     np.testing.assert_allclose(np.linalg.norm(X, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(T, axis=1), 1, rtol=1e-5)
@@ -153,7 +153,7 @@ def test_cutout_hides_one_square_of_each_picture():
 def test_a_second_stretch_begins_with_the_firsts_weights(pictures, small_config, small_encoder_dir, tmp_path):
     config = replace(small_config, sizes=((32, 1),), lr=1e-6, head_lr=1e-9, text_lr=1e-9)
     train(pictures, config, tmp_path, device=CPU, start=small_encoder_dir)
-    first, second = load_encoder(str(small_encoder_dir)), load_encoder(str(tmp_path))
+    first, second = open_encoder(str(small_encoder_dir)), open_encoder(str(tmp_path))
     X, Z = (e.encode_images(pictures.pixels) for e in (first, second))
     assert ((X * Z).sum(1) > 0.9).all()
 
@@ -202,4 +202,4 @@ def test_a_damaged_encoder_folder_is_named(small_encoder_dir, tmp_path, fault):
     else:
         shutil.rmtree(folder)
     with pytest.raises(SparsightError, match=r"encoder in .*encoder"):
-        load_encoder(str(folder))
+        open_encoder(str(folder))

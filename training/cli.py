@@ -18,7 +18,7 @@ import click
 
 from training.config import DistilConfig, EncoderConfig, TrainConfig
 from training.errors import CallError, SparsightError
-from training.files import printable
+from training.terminal import printable
 
 index_option = click.option(
     "--index",
@@ -142,7 +142,7 @@ class Group(_OneLineErrors, click.Group):
     "--sizes",
     default=",".join(f"{side}x{epochs}" for side, epochs in TrainConfig.sizes),
     show_default=True,
-    help="Pixels a side and epochs, one stretch after another; 0 epochs leave an encoder of --from as it is.",
+    help="Pixels a side and epochs, one stage after another; 0 epochs leave an encoder of --from as it is.",
 )
 @click.option("--batch-size", type=click.IntRange(2), default=TrainConfig.batch_size, show_default=True)
 @click.option(
@@ -174,7 +174,7 @@ class Group(_OneLineErrors, click.Group):
     "start",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
-    help="Encoder folder of an earlier stretch, to begin with its weights.",
+    help="Encoder folder of an earlier stage, to begin with its weights.",
 )
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
 @click.option(
@@ -212,7 +212,7 @@ def train(
     seed: int,
 ) -> None:
     """Trains an encoder on CIFAR-10's captions; a stopped run goes on where it ended."""
-    from training.cifar10 import load_cifar10
+    from training.data.cifar10 import load_cifar10
     from training.device import pick_device
     from training.loop import train as run_training
 

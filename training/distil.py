@@ -30,13 +30,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from training.captions import KIND_TEMPLATE, TEMPLATES, Captions, fill
-from training.cifar10 import CLASSES
 from training.config import MAX_TOKENS, DistilConfig
-from training.encoder import DualEncoder
+from training.data.captions import KIND_TEMPLATE, TEMPLATES, Captions, embed_concepts, fill
+from training.data.cifar10 import CLASSES
+from training.encoders.dual import DualEncoder
+from training.encoders.text_tower import TextTower, tokenize, train_tokenizer
 from training.errors import SparsightError
 from training.loop import lr_factor
-from training.text_tower import TextTower, tokenize, train_tokenizer
 
 PHRASES = (
     "a WORD NEAR", "a NEAR WORD", "a NEAR ALSO", "WORD NEAR", "NEAR in the WORD", "a NEAR on a WORD",
@@ -169,7 +169,7 @@ def distil_text(
 
     X (n, d): embeddings of training pictures, for the null direction.
     """
-    D = model.encode_concepts(captions.concepts)
+    D = embed_concepts(model.encode_texts, captions.concepts, TEMPLATES)
     null = null_direction(X, D)
     kinds = [fill(KIND_TEMPLATE, c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
     kinds[: len(CLASSES)] = CLASSES

@@ -1,4 +1,4 @@
-"""The faults a person can mend: what is wrong, why, and the way out, in one line.
+"""The faults a person can mend: what is wrong, why, and the hint, in one line.
 
 Everything that sparsight refuses on purpose is a `SparsightError`; the command line prints its text
 and exits 1 (the world is wrong) or 2 (the call is wrong). Anything else that escapes is a bug.

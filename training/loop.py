@@ -23,24 +23,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from training.captions import KIND_TEMPLATE, TEMPLATES, Captions, fill, make_captions
-from training.cifar10 import CLASSES, Pictures
 from training.config import DistilConfig, TrainConfig
+from training.data.captions import KIND_TEMPLATE, TEMPLATES, Captions, fill, make_captions
+from training.data.cifar10 import CLASSES, Pictures
 from training.device import fast_bf16
-from training.encoder import (
-    NOTES,
-    DualEncoder,
-    load_encoder,
-    load_model,
-    save_model,
-    save_test_embeddings,
-)
+from training.encoders import open_encoder
+from training.encoders.dual import DualEncoder, load_model, save_model
+from training.encoders.embeddings import save_test_embeddings
+from training.encoders.files import NOTES
+from training.encoders.image_tower import Conv32
+from training.encoders.text_tower import train_tokenizer
 from training.errors import SparsightError
 from training.files import write_whole
-from training.image_tower import Conv32
 from training.muon import Muon
 from training.objective import objective
-from training.text_tower import train_tokenizer
 
 MOST_NOISE = 0.12  # standard deviation, of the range 0 … 1
 BLUR = (0.3, 1.1)  # standard deviation, pixels
@@ -190,7 +186,7 @@ def train(
 ) -> DualEncoder:
     """Trains (or goes on training) in `run`, and writes the encoder folder there at the end.
 
-    start: the encoder folder of an earlier stretch, whose weights a new run begins with. save_every: seconds between
+    start: the encoder folder of an earlier stage, whose weights a new run begins with. save_every: seconds between
     checkpoints; one is also written on an interruption. held_out: pictures whose zero-shot accuracy is printed after
     the last epoch, never used to choose anything. teacher: a sentence encoder that teaches the text tower a broad
     vocabulary in a second stage (`distil.py`).
@@ -343,8 +339,8 @@ def _all_prompts(captions: Captions) -> list[str]:
 
 def embed_held_out(folder: Path, pictures: Pictures, device: torch.device) -> float:
     """Writes the embeddings of held-out pictures beside an encoder's weights; returns their zero-shot accuracy."""
-    encoder = load_encoder(str(folder), device)
-    X = np.concatenate([encoder.encode_images(pictures.pixels[i : i + 500]) for i in range(0, len(pictures), 500)])
+    encoder = open_encoder(str(folder), device)
+    X = encoder.encode_images(pictures.pixels)
     ids = {c: i for i, c in enumerate(encoder.concepts)}
     save_test_embeddings(folder, X, pictures.labels, np.array([ids.get(t, -1) for t in pictures.terms]))
     T = encoder.encode_concepts(CLASSES)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.cifar10 import CLASSES
 from training.config import ObjectiveConfig
+from training.data.cifar10 import CLASSES
 
 
 def objective(

@@ -1,0 +1,85 @@
+"""`sparsight sql`, `export` and `import`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from training.cli import Command, index_option, json_option
+from training.errors import CallError
+
+CELL = 60  # characters of a cell in the table; its last column is cut at the terminal's edge alone
+
+
+@click.command(cls=Command)
+@click.argument("query", required=False)
+@click.option(
+    "--limit", type=click.IntRange(1), default=None, help="Print so many rows.  [default: 100; with --json, all]"
+)
+@index_option
+@json_option
+def sql(query: str | None, limit: int | None, index_dir: Path, as_json: bool) -> None:
+    """Answers one SQL QUERY (`-` or none: read from stdin) on the index; it can read nothing else and change nothing.
+
+    `SHOW TABLES` lists the tables and `DESCRIBE images` their columns. With --json bytes are base64, and numbers that
+    are not finite are text.
+    """
+    from itertools import islice
+
+    from indexer.exchange.tables import Query
+    from search.show import table
+
+    if query in (None, "-"):
+        query = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    most = limit or (None if as_json else 100)
+    with Query(index_dir, query) as answer:
+        rows = answer.json_lines() if as_json else answer.texts()
+        shown = islice(rows, most)
+        if as_json:
+            for line in shown:
+                click.echo(line)
+        else:
+            cells = [["NULL" if v is None else v for v in row] for row in shown]
+            cells = [[*map(_cut, row[:-1]), row[-1]] for row in cells]
+            click.echo(table(cells, answer.columns))
+        if next(rows, None) is not None:
+            click.echo(
+                f"note: these are the first {most} rows; there are more (--limit N, or --json for all)", err=True
+            )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= CELL else text[: CELL - 1] + "…"
+
+
+@click.command(cls=Command)
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--format", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True)
+@click.option("--tables", help="Comma-separated names of some tables, as codes,concepts.  [default: all]")
+@index_option
+def export(out: Path, format: str, tables: str | None, index_dir: Path) -> None:
+    """Writes the index as plain files to the new folder DIR, one file a table; `sparsight import` reads them."""
+    from indexer.exchange.tables import TABLES, export_index
+
+    names = list(TABLES) if tables is None else list(dict.fromkeys(t.strip() for t in tables.split(",")))
+    if unknown := [name for name in names if name not in TABLES]:
+        raise CallError(f"--tables: no table {unknown[0]!r}; there are {', '.join(TABLES)}")
+    rows = export_index(index_dir, out, format, names)
+    for name, count in rows.items():
+        click.echo(f"{out / name}.{format}: {count} rows")
+
+
+@click.command("import", cls=Command)
+@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
+@index_option
+def import_(source: Path, index_dir: Path) -> None:
+    """Builds an index from DIR, which `sparsight export` wrote, once everything in it is checked.
+
+    The folder of --index must hold none. Without a table of codes the embeddings are coded anew.
+    """
+    from indexer.exchange.tables import import_index
+
+    counts = import_index(index_dir, source)
+    click.echo(f"{index_dir}: {counts['n']} pictures, {counts['m']} concepts, {counts['nnz']} codes")

@@ -1,0 +1,123 @@
+"""What a build or an addition has encoded but not committed yet: batches that outlive a crash, found by content.
+
+Each batch is one file in `.pending`, written whole: safetensors (embeddings, thumbnails), then a SHA-256 of it all.
+A batch of another encoder, or one that is damaged, counts for nothing. The files go when the index holds
+their pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from indexer.pictures.files import THUMBNAIL
+from training.encoders import Encoder
+from training.errors import SparsightError
+from training.files import digest, write_whole
+
+FOLDER = ".pending"
+
+
+class Journal:
+    """The encoded pictures of an index folder whose lock the caller holds. Embeddings are held, thumbnails are not."""
+
+    def __init__(self, folder: Path, encoder: Encoder):
+        self.folder = folder / FOLDER
+        self._key = digest([encoder.fingerprint.encode(), str((encoder.image_size, THUMBNAIL)).encode()])[:16]
+        self._batches: list[Path] = []
+        self._X: list[np.ndarray] = []
+        self._at: dict[str, tuple[int, int]] = {}  # content hash → batch, row
+        self._open: tuple[int, dict[str, np.ndarray]] | None = None
+        for path in (p for p in pending(folder) if p.name.startswith(f"{self._key}-")):
+            try:
+                self._take(path, *read_batch(path))
+            except (OSError, ValueError, KeyError, SafetensorError):
+                path.unlink(missing_ok=True)
+
+    def __contains__(self, content_hash: object) -> bool:
+        return content_hash in self._at
+
+    def add(self, hashes: Sequence[str], X: np.ndarray, thumbnails: Sequence[bytes]) -> None:
+        """Keeps a batch: when this returns, it outlives a crash. X (b, d); thumbnails JPEG bytes."""
+        tensors: dict[str, np.ndarray] = {
+            "X": np.ascontiguousarray(X, np.float32),
+            "thumbnails": np.frombuffer(b"".join(thumbnails), np.uint8),
+            "ends": np.cumsum([len(t) for t in thumbnails], dtype=np.int64),
+        }
+        data = save(tensors, {"hashes": json.dumps(list(hashes))})
+        number = 1 + max((int(p.stem.rsplit("-", 1)[1]) for p in self._batches), default=-1)
+        path = self.folder / f"{self._key}-{number:08d}.batch"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            write_whole(path, data + hashlib.sha256(data).digest())
+        except OSError as e:
+            reason = e.strerror or str(e)
+            raise SparsightError(f"cannot write to {self.folder}: {reason}; the index is unchanged") from e
+        self._take(path, list(hashes), tensors)
+
+    def vectors(self, hashes: Sequence[str]) -> np.ndarray:
+        """X (n, d) of pictures that it holds."""
+        places = [self._at[h] for h in hashes]
+        d = self._X[0].shape[1] if self._X else 0
+        return np.stack([self._X[batch][row] for batch, row in places]) if places else np.zeros((0, d), np.float32)
+
+    def thumbnails(self, hashes: Sequence[str]) -> Sequence[bytes]:
+        """JPEG bytes of pictures that it holds, read as they are asked for."""
+        return _Thumbnails(self, hashes)
+
+    def clear(self) -> None:
+        """Forgets everything: it is committed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._batches, self._X, self._at, self._open = [], [], {}, None
+
+    def thumbnail(self, content_hash: str) -> bytes:
+        batch, row = self._at[content_hash]
+        if self._open is None or self._open[0] != batch:
+            self._open = batch, read_batch(self._batches[batch])[1]
+        tensors = self._open[1]
+        start = int(tensors["ends"][row - 1]) if row else 0
+        return tensors["thumbnails"][start : int(tensors["ends"][row])].tobytes()
+
+    def _take(self, path: Path, hashes: list[str], tensors: dict[str, np.ndarray]) -> None:
+        X = tensors["X"]
+        if not len(hashes) == len(X) == len(tensors["ends"]):
+            raise ValueError("a batch whose parts differ in length")
+        for row, content_hash in enumerate(hashes):
+            self._at[content_hash] = len(self._batches), row
+        self._batches.append(path)
+        self._X.append(X)
+
+
+class _Thumbnails(Sequence[bytes]):
+    def __init__(self, journal: Journal, hashes: Sequence[str]):
+        self._journal, self._hashes = journal, hashes
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._journal.thumbnail(self._hashes[i])
+
+
+def read_batch(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The content hashes and tensors of a batch; raises ValueError where it is damaged."""
+    data = path.read_bytes()
+    body = data[:-32]
+    if hashlib.sha256(body).digest() != data[-32:]:
+        raise ValueError(f"{path} is damaged")
+    tensors = load(body)
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    return list(json.loads(header["__metadata__"]["hashes"])), tensors
+
+
+def pending(folder: Path) -> list[Path]:
+    """The batches of an index folder that no commit has taken."""
+    return sorted(path for path in (folder / FOLDER).glob("*.batch") if path.is_file())

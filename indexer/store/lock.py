@@ -1,0 +1,85 @@
+"""One writer at a time: the lock of an index folder, who holds it, and what a writer that died has left.
+
+The lock is the operating system's, on `.lock`: it ends with its process, however that ends. Readers take none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from training.errors import SparsightError
+from training.files import write_whole
+
+LOCK, HOLDER = ".lock", ".holder.json"
+# Files in the making: of `training.files.write_whole`, `indexer.store.store`, `indexer.store.journal`.
+PARTS = (".*.part", ".*.part.*", ".pending/.*.part")
+
+
+@contextmanager
+def writing(folder: Path, command: str) -> Iterator[None]:
+    """Holds the lock of an index folder, which is made where it is missing; clears what a dead writer left.
+
+    Raises `SparsightError` where another process holds it (which, and since when), or the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as e:
+        raise SparsightError(f"{folder} is being changed by {_holder(folder)}; wait until it has ended") from e
+    except OSError as e:
+        reason = e.strerror or str(e)
+        raise SparsightError(f"cannot write an index to {folder}: {reason}; choose another --index") from e
+    try:
+        for left in leftovers(folder):
+            left.unlink(missing_ok=True)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"command": command, "process": os.getpid(), "host": socket.gethostname(), "since": now}
+        write_whole(folder / HOLDER, json.dumps(holder).encode())  # whatever stood there: a pipe would be waited for
+        yield
+    except (OSError, SparsightError) as e:
+        if not folder.is_dir():
+            raise SparsightError(f"{folder} was deleted while it was being changed; build the index anew") from e
+        if isinstance(e, SparsightError):
+            raise
+        raise SparsightError(f"cannot write to {folder}: {e.strerror or e}; the index is unchanged") from e
+    finally:
+        with suppress(OSError):  # the folder may have become read-only meanwhile
+            (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The files in the making that no living writer can be working on, the lock being held."""
+    return sorted({path for pattern in PARTS for path in folder.glob(pattern) if not path.is_dir()})
+
+
+def writer(folder: Path) -> str | None:
+    """Who is changing an index folder; None where nobody is. Where it cannot be asked for, the holder's note counts."""
+    if not (folder / LOCK).exists():
+        return None
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return None
+    except Timeout:
+        return _holder(folder)
+    except OSError:
+        return _holder(folder) if (folder / HOLDER).exists() else None
+
+
+def _holder(folder: Path) -> str:
+    try:
+        if not (folder / HOLDER).is_file():
+            return "another process"
+        h = json.loads((folder / HOLDER).read_text())
+        return f"`sparsight {h['command']}` (process {h['process']} on {h['host']}, since {h['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

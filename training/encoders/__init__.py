@@ -1,0 +1,20 @@
+"""Encoders: pictures and words into one space of unit vectors, whoever trained it. Light to import."""
+
+from training.encoders.centring import Means, centre, mean_of
+from training.encoders.embeddings import SplitEmbeddings, has_test_embeddings, load_test_embeddings
+from training.encoders.protocol import Encoder, TextEncoder
+from training.encoders.resolve import fingerprint_of, open_encoder, open_text_encoder
+
+__all__ = [
+    "Encoder",
+    "Means",
+    "SplitEmbeddings",
+    "TextEncoder",
+    "centre",
+    "fingerprint_of",
+    "has_test_embeddings",
+    "load_test_embeddings",
+    "mean_of",
+    "open_encoder",
+    "open_text_encoder",
+]

@@ -1,0 +1,35 @@
+"""The files of an encoder that `sparsight train` wrote, and its fingerprint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from training.files import digest
+
+BUNDLED = Path(__file__).parent.parent / "weights"  # the encoder that ships with the package
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONCEPTS, TEST_EMBEDDINGS, NOTES = "concepts.json", "cifar10-test.safetensors", "training.json"
+
+
+def folder_of(name: str) -> Path:
+    """The folder of an encoder by its name: `bundled`, or the folder itself."""
+    return BUNDLED if name == "bundled" else Path(name).absolute()
+
+
+def is_trained_folder(folder: Path) -> bool:
+    """True where a folder's configuration is one that `sparsight train` wrote."""
+    return has_setting(folder, "image_tower")
+
+
+def has_setting(folder: Path, key: str) -> bool:
+    """True where a folder's configuration is readable and holds a key: it tells whose encoder the folder holds."""
+    try:
+        return key in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def fingerprint_of(folder: Path) -> str:
+    """SHA-256 over the files that decide an encoder's output."""
+    return digest((folder / f).read_bytes() for f in (CONFIG, TOKENIZER, WEIGHTS))

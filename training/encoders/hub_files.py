@@ -1,0 +1,118 @@
+"""The files of a CLIP-like model of transformers: in a local folder, or in the cache of the Hugging Face hub.
+
+What is downloaded is what the fingerprint is taken over: configuration, tokenizer, image processor and weights. A
+model that the cache holds is not asked for again, so that an index goes on answering without a network and with the
+very model that it was built with. Light to import: nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import textwrap
+from contextlib import suppress
+from pathlib import Path
+
+from training.encoders.files import CONFIG, has_setting
+from training.errors import SparsightError
+from training.files import digest
+
+FAMILIES = ("clip", "siglip", "siglip2")  # model_type; most of SigLIP 2's models say siglip
+IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")  # either
+VOCABULARY = ("tokenizer.json", "merges.txt", "spiece.model", "tokenizer.model")  # any
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+FILES = (
+    CONFIG,
+    *IMAGE_PROCESSOR,
+    *VOCABULARY,
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *WEIGHTS,
+)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Models whose main branch holds a pickle alone: the commit of the hub's own conversion to safetensors.
+CONVERTED = {"openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/name or org/name@revision
+
+
+def is_hub_name(name: str) -> bool:
+    """True for org/name, org/name@revision."""
+    return HUB_NAME.fullmatch(name) is not None
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """True where a folder's configuration is that of a transformers model."""
+    return has_setting(folder, "model_type")
+
+
+def fetch(name: str) -> Path:
+    """The folder of a hub's model (org/name, org/name@revision) in the local cache, downloaded where it is not there.
+
+    Raises `SparsightError` naming the model, the cache and the hint.
+    """
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+    repo, _, revision = name.partition("@")
+    revision = revision or CONVERTED.get(repo, "main")
+
+    def snapshot(cached: bool) -> Path:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES), local_files_only=cached))
+
+    with suppress(Exception):  # whatever is wrong with the cache: ask the hub
+        folder = snapshot(cached=True)
+        if lacking_files(folder) is None:
+            return folder
+    try:
+        # Without a network this fails at once, where the download would try again and again.
+        HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=10)
+        return snapshot(cached=False)
+    except Exception as e:  # of huggingface_hub, its HTTP client, or the disk
+        closed = isinstance(e, errors.RepositoryNotFoundError)
+        reason = "it has no such model, or none that is open to you" if closed else reason_of(e)
+        raise SparsightError(
+            f"no encoder {name}: there is no such folder, the cache {constants.HF_HUB_CACHE} does not hold the whole "
+            f"of that model, and it cannot be had from {constants.ENDPOINT} ({reason}); name a folder, or download the "
+            "model where there is a network (the variable HF_HOME names the cache)"
+        ) from e
+
+
+def fingerprint_of(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that decide a model's output."""
+    files = sorted({f for pattern in FILES for f in folder.glob(pattern)})
+    return digest(part for f in files for part in (f.name.encode(), _sha256(f)))
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").digest()
+
+
+def _has_weights(folder: Path) -> bool:
+    """True where every file of the weights is there: one, or all parts that the index names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return (folder / "model.safetensors").is_file()
+    try:
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return False
+    return all((folder / part).is_file() for part in parts)
+
+
+def lacking_files(folder: Path) -> str | None:
+    """What a model's folder has too little of, or None. (A tokenizer without a vocabulary loads, and knows nothing.)"""
+    if not _has_weights(folder):
+        pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
+        held = f"{pickles[0]} is a pickle, which could run any code" if pickles else "there are none"
+        return (
+            f"its weights must be whole safetensors, and {held}; name a revision that has them (ORG/NAME@REVISION), "
+            "or convert it"
+        )
+    for files in (IMAGE_PROCESSOR, VOCABULARY):
+        if not any((folder / f).is_file() for f in files):
+            return f"{' or '.join(files)} is missing"
+    return None
+
+
+def reason_of(e: BaseException) -> str:
+    return textwrap.shorten(str(e), 300) or type(e).__name__

@@ -1,0 +1,98 @@
+"""The text tower in plain numpy: a query in a fraction of a second from a cold start.
+
+Importing torch, timm and transformers takes seconds; a tower of two layers, a millisecond. So a text query reads
+the tower's weights itself. The transformers model stays the reference: a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.config import HEAD_WIDTH, MAX_TOKENS
+from training.data.captions import TEMPLATES, embed_concepts
+from training.encoders.files import CONFIG, TOKENIZER, WEIGHTS, fingerprint_of
+from training.errors import SparsightError
+
+LAYER_NORM_EPS = 1e-12  # BERT's
+
+
+class NumpyTextEncoder:
+    """The texts' half of the bundled encoder, or of a folder that `sparsight train` wrote: texts in, unit rows out.
+
+    Raises `SparsightError` where the folder holds no whole text tower.
+    """
+
+    def __init__(self, folder: Path):
+        from safetensors import SafetensorError, safe_open
+        from tokenizers import Tokenizer
+
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+            self.name, self.known_from = config["name"], config.get("known_from", 0.0)
+            self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+            with safe_open(folder / WEIGHTS, "np") as f:
+                text = [k for k in f.keys() if k.startswith("text.")]  # noqa: SIM118 (not a dict)
+                self.weights = {k.removeprefix("text."): f.get_tensor(k).astype(np.float32) for k in text}
+            self.fingerprint = fingerprint_of(folder)
+            self.dim = len(self.weights["projection.weight"])
+            self.layers = 1 + max(int(k.split(".")[3]) for k in self.weights if ".layer." in k)
+        except (OSError, SafetensorError, KeyError, ValueError) as e:
+            raise SparsightError(f"no whole text tower in {folder}: {e}") from e
+        self.tokenizer.no_padding()  # a tokenizer is saved as it was last used
+        self.tokenizer.enable_truncation(MAX_TOKENS)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts → (n, d)."""
+        rows = [self._embed(np.array(e.ids, np.int64)) for e in self.tokenizer.encode_batch(list(texts))]
+        return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
+
+    def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
+        """Concepts → (m, d): each the normalised mean of its prompts' embeddings."""
+        return embed_concepts(self.encode_texts, concepts, templates or TEMPLATES)
+
+    def _embed(self, ids: np.ndarray) -> np.ndarray:
+        w = self.weights
+        embeddings = "bert.embeddings."
+        h = (
+            w[embeddings + "word_embeddings.weight"][ids]
+            + w[embeddings + "position_embeddings.weight"][: len(ids)]
+            + w[embeddings + "token_type_embeddings.weight"][0]
+        )  # (t, width)
+        h = self._norm(h, embeddings + "LayerNorm")
+        for i in range(self.layers):
+            layer = f"bert.encoder.layer.{i}."
+            h = self._norm(h + self._attend(h, layer + "attention."), layer + "attention.output.LayerNorm")
+            inner = _gelu(self._linear(h, layer + "intermediate.dense"))
+            h = self._norm(h + self._linear(inner, layer + "output.dense"), layer + "output.LayerNorm")
+        z = w["projection.weight"] @ (h.mean(0) if len(h) else np.zeros(h.shape[1], np.float32))
+        return (z / max(float(np.linalg.norm(z)), 1e-12)).astype(np.float32)
+
+    def _attend(self, h: np.ndarray, name: str) -> np.ndarray:
+        """Multi-head self-attention (t, width) → (t, width), its output projection included."""
+        heads = max(1, h.shape[1] // HEAD_WIDTH)
+        q, k, v = (
+            self._linear(h, f"{name}self.{part}").reshape(len(h), heads, -1).swapaxes(0, 1)
+            for part in ("query", "key", "value")
+        )  # (heads, t, width / heads)
+        scores = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[2])
+        scores = np.exp(scores - scores.max(2, keepdims=True))
+        mixed = (scores / scores.sum(2, keepdims=True)) @ v
+        return self._linear(mixed.swapaxes(0, 1).reshape(len(h), -1), name + "output.dense")
+
+    def _linear(self, h: np.ndarray, name: str) -> np.ndarray:
+        return h @ self.weights[name + ".weight"].T + self.weights[name + ".bias"]
+
+    def _norm(self, h: np.ndarray, name: str) -> np.ndarray:
+        h = h - h.mean(1, keepdims=True)
+        h = h / np.sqrt(h.var(1, keepdims=True) + LAYER_NORM_EPS)
+        return h * self.weights[name + ".weight"] + self.weights[name + ".bias"]
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    from scipy.special import erf
+
+    return x * 0.5 * (1 + erf(x / np.sqrt(2)))
