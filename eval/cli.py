@@ -57,7 +57,7 @@ def evaluate(
         encoder, pictures = None, None
         try:
             encoder = searcher.encoder
-            pictures = _test_pictures(data_dir, corrupted, seed) if store.meta["dataset"] == "CIFAR-10" else None
+            pictures = _test_pictures(data_dir, corrupted, seed) if store.meta.dataset == "CIFAR-10" else None
         except SparsightError as e:
             click.echo(
                 f"left out, for {'want of the encoder' if encoder is None else 'want of pictures'}: {e}", err=True

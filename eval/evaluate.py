@@ -21,7 +21,7 @@ from eval.open_words import open_words
 from eval.retrieval import neighbours, retrieval
 from indexer.coding.coder import Codes, encode_sparse
 from indexer.config import CoderConfig
-from indexer.store.store import Store
+from indexer.store import ImageRow, Store
 from training.data.cifar10 import CLASSES, Pictures
 from training.encoders import Encoder
 from training.errors import SparsightError
@@ -51,7 +51,8 @@ def evaluate(
     Raises `SparsightError` where there are fewer than two labelled pictures.
     """
     rows = store.images()
-    classes, T = store.classes()
+    known = store.classes()
+    classes, T = list(known.names), known.T
     split, chosen = judged(rows, classes, split)
     if len(chosen) < 2:
         of_split = "" if split == ALL else f" of the split {split!r}"
@@ -63,14 +64,14 @@ def evaluate(
     concepts = store.concepts()
     others = np.setdiff1d(np.arange(len(rows)), chosen)
     X, W = X_all[chosen], W_all[chosen]
-    labels = np.array([classes.index(str(rows[i]["label"])) for i in chosen])
+    labels = np.array([classes.index(str(rows[i].label)) for i in chosen])
     R = reconstruct(W, D)
     dense_scores, sparse_scores = X @ T.T, R @ T.T
     dense_right, sparse_right = dense_scores.argmax(1) == labels, sparse_scores.argmax(1) == labels
-    coder = store.coder
+    coder = store.meta.coder
     n = len(chosen)
-    known_terms = any(rows[i]["term"] is not None for i in chosen)
-    terms = np.array([str(rows[i]["term"]) for i in chosen]) if known_terms else None
+    known_terms = any(rows[i].term is not None for i in chosen)
+    terms = np.array([str(rows[i].term) for i in chosen]) if known_terms else None
     dense_neighbours = neighbours(X)
 
     def judge(A: np.ndarray) -> dict[str, float]:
@@ -84,17 +85,17 @@ def evaluate(
     train_rows = others if len(others) >= 10_000 else chosen
     found_baselines, left_out = baselines(X, X_all[train_rows], D, judge, seed)
     report: dict = {
-        "dataset": {"name": store.meta["dataset"], "split": split, "n": n, "indexed": len(rows)},
+        "dataset": {"name": store.meta.dataset, "split": split, "n": n, "indexed": len(rows)},
         "encoder": {
-            "name": store.meta["encoder_name"],
-            "fingerprint": store.meta["encoder_fingerprint"],
-            "trained_on": store.meta["trained_on"],
-            "zero_shot": zero_shot_note(store.meta["trained_on"]),
+            "name": store.meta.encoder_name,
+            "fingerprint": store.meta.encoder_fingerprint,
+            "trained_on": store.meta.trained_on,
+            "zero_shot": zero_shot_note(store.meta.trained_on),
         },
         "dictionary": {
-            "source": store.meta["dictionary"],
+            "source": store.meta.dictionary,
             "m": len(D),
-            "fingerprint": store.meta["dictionary_fingerprint"],
+            "fingerprint": store.meta.dictionary_fingerprint,
         },
         "dense": {"accuracy": float(dense_right.mean()), "ci95": wilson(int(dense_right.sum()), n)},
         "sparse": {
@@ -106,7 +107,7 @@ def evaluate(
             "nnz_max": int(np.diff(W.indptr).max()),
             "empty": int((np.diff(W.indptr) == 0).sum()),
             "cosine_mean": float(row_cosines(X, R).mean()),
-            "max_relative_gap": float(max(float(str(rows[i]["gap"])) for i in chosen)),
+            "max_relative_gap": float(max(float(rows[i].gap or 0) for i in chosen)),
             "compact": {"bytes_per_image": compact_bytes(W) / n, **judge(reconstruct(compacted(W), D))},
         },
         "mcnemar_p": mcnemar(dense_right, sparse_right),
@@ -129,7 +130,7 @@ def evaluate(
         "baselines": found_baselines,
         "baselines_left_out": left_out,
         "baselines_trained_on": "pictures outside the split" if train_rows is others else "the split itself",
-        "concepts": concept_quality(X, W, D, labels, classes, concepts, [rows[i]["term"] for i in chosen]),
+        "concepts": concept_quality(X, W, D, labels, classes, concepts, [rows[i].term for i in chosen]),
         "hardware": {
             "machine": platform.machine(),
             "system": platform.system(),
@@ -174,10 +175,10 @@ def zero_shot_note(trained_on: str) -> str:
     return f"zero-shot as far as sparsight knows: the encoder was trained on {trained_on}"
 
 
-def judged(rows: list[dict], classes: list[str], split: str | None) -> tuple[str, np.ndarray]:
+def judged(rows: list[ImageRow], classes: list[str], split: str | None) -> tuple[str, np.ndarray]:
     """The split to judge by, and the rows of its pictures whose label is one of the classes."""
-    labelled = np.array([i for i, r in enumerate(rows) if r["label"] in classes], np.int64)
-    of_split = np.array([i for i in labelled if rows[i]["split"] == (split or "test")], np.int64)
+    labelled = np.array([i for i, r in enumerate(rows) if r.label in classes], np.int64)
+    of_split = np.array([i for i in labelled if rows[i].split == (split or "test")], np.int64)
     return (split or "test", of_split) if split or len(of_split) else (ALL, labelled)
 
 
@@ -256,10 +257,10 @@ def _example(row, w, D, T, classes, names, predicted: int) -> dict:
     contributions = w.data * (D[w.indices] @ T[predicted])
     order = np.argsort(-contributions, kind="stable")[:5]
     return {
-        "id": row["image_id"],
-        "path": row["path"],
-        "label": row["label"],
-        "term": row["term"],
+        "id": row.image_id,
+        "path": row.path,
+        "label": row.label,
+        "term": row.term,
         "predicted": classes[predicted],
         "concepts": [
             {"name": names[w.indices[j]], "weight": float(w.data[j]), "contribution": float(contributions[j])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,10 @@ from indexer.config import CoderConfig, IndexConfig
 from training.cli import Command, Group, data_option, device_option, index_option, json_option
 from training.errors import CallError, SparsightError
 from training.terminal import printable
+
+if TYPE_CHECKING:
+    from indexer.build import Built
+    from indexer.update import Added
 
 
 @click.command(cls=Command)
@@ -99,7 +104,7 @@ def index(
     click.echo(f"encoder {loaded.name} on {chosen}, index {index_dir}", err=True)
     concepts_of(dictionary, loaded, note=lambda text: click.echo(text, err=True))  # faults before the work, not after
     if path is not None:
-        _report(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
+        _print_built(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
         return
     try:
         pictures = None if bundled else load_cifar10(data_dir)
@@ -111,35 +116,53 @@ def index(
         )
         pictures = None
     if pictures is None:
-        meta = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
+        built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
-        meta = index_pictures(index_dir, pictures, loaded, config)
-    _report(index_dir, meta)
+        built = index_pictures(index_dir, pictures, loaded, config)
+    _print_built(index_dir, built)
 
 
 @click.command(cls=Command)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would be added, and change nothing.")
+@click.option("--verify", is_flag=True, help="Read every file, also those of the size and time that the index knows.")
 @index_option
 @click.option("--encoder", default=None, help="The index's encoder, where it lies elsewhere now.")
 @json_option
 @device_option
-def add(paths: tuple[Path, ...], index_dir: Path, encoder: str | None, as_json: bool, device: str) -> None:
+def add(
+    paths: tuple[Path, ...],
+    dry_run: bool,
+    verify: bool,
+    index_dir: Path,
+    encoder: str | None,
+    as_json: bool,
+    device: str,
+) -> None:
     """Adds new and changed pictures to an index: files, and those below folders.
 
     Pictures are told apart by their content: one that the index holds is not taken twice, a changed file's picture is
     replaced, a moved file's keeps its id. --json prints a line for each path that is not unchanged. A stopped
     addition goes on where it ended.
     """
-    from indexer.add import add_pictures
-    from indexer.store.store import Store
-    from training.device import pick_device
+    from indexer.update import add_pictures, plan_add
+
+    if dry_run:
+        _print_added(index_dir, plan_add(index_dir, paths, verify=verify), as_json, "would be added")
+        return
+    from indexer.store import Store
     from training.encoders import open_encoder
 
     with Store(index_dir) as store:
-        source = encoder or store.meta["encoder_source"]
-    done = add_pictures(index_dir, paths, open_encoder(source, pick_device(device)))
+        source = encoder or store.meta.encoder_source
+    done = add_pictures(index_dir, paths, open_encoder(source, device), verify=verify)
+    _print_added(index_dir, done, as_json, "added")
+
+
+def _print_added(index_dir: Path, done: Added, as_json: bool, verb: str) -> None:
     plan, changed = done.plan, set(done.plan.changed)
-    added = [(path, image_id) for (path, _), image_id in zip(plan.added, done.ids, strict=True)]
+    ids: list[int | None] = [*done.ids] or [None] * len(plan.added)
+    added = [(path, image_id) for (path, _), image_id in zip(plan.added, ids, strict=True)]
     if as_json:
         lines = [
             *({"path": p, "status": "changed" if p in changed else "added", "id": i} for p, i in added),
@@ -152,9 +175,11 @@ def add(paths: tuple[Path, ...], index_dir: Path, encoder: str | None, as_json: 
         return
     _list("duplicates, not added", [(path, f"the same as {of}") for path, of in plan.duplicates])
     _list("skipped", done.skipped)
+    if verb != "added":
+        _list(verb, [(path, "its file has changed" if path in changed else "new") for path, _ in added])
     replaced = sum(path in changed for path, _ in added)
     click.echo(
-        f"{index_dir}: {len(added) - replaced} added, {replaced} changed, {len(plan.moved)} moved, "
+        f"{index_dir}: {len(added) - replaced} {verb}, {replaced} changed, {len(plan.moved)} moved, "
         f"{len(plan.duplicates)} duplicates, {len(plan.unchanged)} unchanged, {len(done.skipped)} skipped; "
         f"{done.n} pictures"
     )
@@ -163,35 +188,36 @@ def add(paths: tuple[Path, ...], index_dir: Path, encoder: str | None, as_json: 
 @click.command(cls=Command)
 @click.argument("targets", nargs=-1)
 @click.option("--missing", is_flag=True, help="Remove the pictures whose files are gone.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and change nothing.")
+@click.option("--yes", is_flag=True, help="With --missing: also where a whole folder, or more than a tenth, is gone.")
 @index_option
 @json_option
-def remove(targets: tuple[str, ...], missing: bool, index_dir: Path, as_json: bool) -> None:
+def remove(targets: tuple[str, ...], missing: bool, dry_run: bool, yes: bool, index_dir: Path, as_json: bool) -> None:
     """Removes pictures from an index (never their files): by id, by path, or all below a folder."""
     if not targets and not missing:
         raise CallError("name what is to be removed: ids, paths, folders, or --missing")
-    from indexer.change import remove_pictures
+    from indexer.update import plan_removal, remove_pictures
 
-    removed = remove_pictures(index_dir, targets, missing=missing)
+    if dry_run:
+        removed = plan_removal(index_dir, targets, missing=missing)
+    else:
+        removed = remove_pictures(index_dir, targets, missing=missing, sure=yes)
+    verb = "would be removed" if dry_run else "removed"
     if as_json:
         for image_id, path in removed:
-            click.echo(json.dumps({"path": path, "status": "removed", "id": image_id}))
+            click.echo(json.dumps({"path": path, "status": verb, "id": image_id}))
         return
-    _list("removed", [(path, f"id {image_id}") for image_id, path in removed])
-    click.echo(f"{index_dir}: {len(removed)} removed")
+    _list(verb, [(path, f"id {image_id}") for image_id, path in removed])
+    click.echo(f"{index_dir}: {len(removed)} {verb}")
 
 
 @click.command(cls=Command)
 @index_option
 def compact(index_dir: Path) -> None:
     """Gives back the room that removed pictures take; `add` and `remove` do it themselves where it pays."""
-    from indexer.store.lock import writing
-    from indexer.store.store import DATABASE, Store, compact_store
+    from indexer.update import compact
 
-    Store(index_dir).close()  # refuses what is no index, before the lock makes a folder
-    with writing(index_dir, "compact"):
-        before = (index_dir / DATABASE).stat().st_size
-        compact_store(index_dir)
-        now = (index_dir / DATABASE).stat().st_size
+    before, now = compact(index_dir)
     click.echo(f"{index_dir}: {before:,} bytes before, {now:,} now")
 
 
@@ -206,7 +232,7 @@ def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
     database that it replaces is kept beside the new one.
     """
     from indexer.store.doctor import examine
-    from indexer.store.doctor import repair as mend
+    from indexer.store.repair import repair as mend
 
     if repair:
         for line in mend(index_dir):
@@ -234,13 +260,14 @@ def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
         click.echo(f"  ... and {len(items) - shown} more", err=True)
 
 
-def _report(index_dir: Path, meta: dict) -> None:
-    from indexer.store.store import DATABASE
+def _print_built(index_dir: Path, built: Built) -> None:
+    from indexer.store import DATABASE
 
-    _list(f"skipped, listed in table `skipped` of {index_dir / DATABASE}", meta.get("skipped", []))
+    meta = built.meta
+    _list(f"skipped, listed in table `skipped` of {index_dir / DATABASE}", built.skipped)
     click.echo(
-        f"{index_dir}: {meta['n']} pictures, {meta['m']} concepts, {meta['nnz_mean']:.2f} concepts a picture "
-        f"({meta['embedded']})"
+        f"{index_dir}: {meta.n} pictures, {meta.m} concepts, {meta.nnz / max(1, meta.n):.2f} concepts a picture "
+        f"({meta.embedded})"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+THUMBNAIL = 128  # pixels of a thumbnail's longer side
+
 
 @dataclass(frozen=True)
 class CoderConfig:

@@ -70,7 +70,7 @@ def search(
             hits = searcher.search_concepts(list(names), k, mode)
         _print_hits(searcher, hits, as_json, sheet, pictures)
         if out:
-            from indexer.exchange.tables import write_hits
+            from indexer.exchange.hits import write_hits
 
             write_hits(out, [hit.to_dict() for hit in hits])
             click.echo(f"wrote {out}", err=True)

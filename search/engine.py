@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from indexer.store.store import Concept, Store
+from indexer.store import Classes, Concept, Store
 from training.errors import CallError, SparsightError
 from training.files import path_text
 
@@ -121,12 +121,12 @@ class Searcher:
 
     @property
     def _encoder_source(self) -> str:
-        return self._encoder_name or self.store.meta["encoder_source"]
+        return self._encoder_name or self.store.meta.encoder_source
 
     @cached_property
     def templates(self) -> list[str]:
         """The prompts that the index's concepts were embedded in."""
-        return self.store.templates
+        return list(self.store.meta.templates)
 
     @cached_property
     def D(self) -> np.ndarray:
@@ -145,9 +145,9 @@ class Searcher:
 
     @cached_property
     def dense(self):
-        from indexer.store.dense import load_dense
+        from indexer.store.dense import open_dense
 
-        return load_dense(self.store)
+        return open_dense(self.store)
 
     def search_text(self, text: str, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
         """The pictures that a text describes best."""
@@ -191,16 +191,18 @@ class Searcher:
         if mode == "dense":
             if not len(self.store):
                 return []
-            scores, ids = self.dense.search(t[None].astype(np.float32), min(k, len(self.store)))
+            with self.store.vectors_trusted():
+                scores, ids = self.dense.search(t[None].astype(np.float32), min(k, len(self.store)))
             kept = ids[0] >= 0
-            return self._hits(self.store.image_ids[ids[0][kept]].tolist(), scores[0][kept].tolist(), s)
+            return self._hits(ids[0][kept].tolist(), scores[0][kept].tolist(), s)
         with self.store.damage():
             found = self.inverted.search(s, k)
         return self._hits(found.ids.tolist(), found.scores.tolist(), s)
 
     def classify(self, target: str, classes: list[str] | None = None, mode: Mode = "sparse") -> Classification:
         """Zero-shot: the class whose prompts' embedding scores highest (the index's classes, or those given)."""
-        names, T = self.store.classes() if classes is None else (classes, self.embed_concepts(classes))
+        known = self.store.classes() if classes is None else Classes(classes, self.embed_concepts(classes))
+        names, T = known.names, known.T
         if not names:
             raise CallError(f"{self.store.folder} has no classes: name some with --classes, separated by commas")
         x, image_id = self.embed_target(target)
@@ -218,7 +220,8 @@ class Searcher:
         x, image_id = self.embed_target(target)
         ids, weights = self.code(x, image_id)
         if text is None:
-            names, T = self.store.classes()
+            known = self.store.classes()
+            names, T = known.names, known.T
             best = int((T @ x).argmax()) if names else 0
             text, t = (names[best], T[best]) if names else ("the picture itself", x)
         else:
@@ -226,8 +229,8 @@ class Searcher:
         r = weights @ self.D[ids] if len(ids) else np.zeros_like(x)
         row = self.store.images([image_id])[0] if image_id is not None else None
         return Explanation(
-            target=str(row["path"]) if row else target,
-            label=str(row["label"]) if row and row["label"] is not None else None,
+            target=row.path if row else target,
+            label=row.label if row else None,
             text=text,
             dense_score=float(x @ t),
             sparse_score=float(r @ t),
@@ -291,7 +294,7 @@ class Searcher:
             ids = self.store.image_ids
             if int(target) not in ids:
                 held = f"ids run from {ids[0]} to {ids[-1]}" if len(ids) else "it is empty"
-                gone = " (that one was removed)" if int(target) < int(self.store.meta["next_id"]) else ""
+                gone = " (that one was removed)" if int(target) < self.store.meta.next_id else ""
                 raise CallError(f"no picture {target} in the index{gone}: {held}")
             return int(target)
         for path in dict.fromkeys((path_text(target), path_text(os.path.abspath(target)))):
@@ -305,7 +308,7 @@ class Searcher:
             return self.store.codes_of([image_id])[0]
         from indexer.coding.coder import encode_sparse
 
-        W = encode_sparse(x[None], self.D, self.store.coder).W
+        W = encode_sparse(x[None], self.D, self.store.meta.coder).W
         return W.indices, W.data
 
     def _hits(self, ids: list[int], scores: list[float], s: np.ndarray) -> list[Hit]:
@@ -313,9 +316,8 @@ class Searcher:
         codes = self.store.codes_of(ids)
         rows = self.store.images(ids)
         for rank, (row, score, (js, weights)) in enumerate(zip(rows, scores, codes, strict=True), 1):
-            label = None if row["label"] is None else str(row["label"])
             concepts = self._contributions(js, weights, s[js])
-            hits.append(Hit(rank, int(str(row["image_id"])), float(score), str(row["path"]), label, concepts))
+            hits.append(Hit(rank, row.image_id, float(score), row.path, row.label, concepts))
         return hits
 
     def _contributions(self, ids: np.ndarray, weights: np.ndarray, s: np.ndarray) -> list[ConceptWeight]:

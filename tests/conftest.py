@@ -102,8 +102,9 @@ def bundled_index(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def light_index(tmp_path_factory) -> Path:
     """A small index that needs no training: the first bundled embeddings, as if they were of a folder's pictures."""
-    from indexer.build import Described, write_index
+    from indexer.build import Source, write_index
     from indexer.config import CoderConfig, IndexConfig
+    from indexer.store import Described
     from training.encoders import load_test_embeddings, open_encoder
 
     encoder, n, rng = open_encoder(), 150, np.random.default_rng(0)
@@ -112,13 +113,12 @@ def light_index(tmp_path_factory) -> Path:
         paths=[f"/pictures/{i:03d}.png" for i in range(n)],
         splits=["test"] * n,
         labels=[CLASSES[y] for y in bundled.labels[:n]],
-        terms=[None] * n,
         hashes=[f"{i:064x}" for i in range(n)],
         thumbnails=[rng.bytes(900) for _ in range(n)],
     )
     folder = tmp_path_factory.mktemp("light")
     config = IndexConfig(coder=CoderConfig(l1=0.5))
-    write_index(folder, bundled.X[:n], described, encoder, config, dataset="/pictures", embedded="from the pictures")
+    write_index(folder, bundled.X[:n], described, encoder, config, Source(dataset="pictures", root="/pictures"))
     return folder
 
 

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from indexer.store.dense import FILE, load_dense
+from indexer.store import DATABASE, Store
+from indexer.store.dense import FILE, open_dense
 from indexer.store.journal import pending, read_batch
-from indexer.store.store import DATABASE, Store, vectors_key
 
 SOAK = bool(os.environ.get("SPARSIGHT_SOAK"))
 BATCH = 4
@@ -40,9 +40,9 @@ fork.set_forkserver_preload(
         "timm",
         "torch",
         "transformers",
-        "indexer.add",
         "indexer.build",
         "indexer.cli",
+        "indexer.update",
         "search.inverted",
     ]
 )
@@ -166,11 +166,9 @@ def _child(job: Job, k: int, action: Callable, start: Callable | None, answer: A
 
 
 def perform(job: Job, encoder: Any) -> None:
-    from indexer import cli
-    from indexer.add import add_pictures
     from indexer.build import index_folder
-    from indexer.change import remove_pictures
     from indexer.config import IndexConfig
+    from indexer.update import add_pictures, compact, remove_pictures
 
     if job.command == "index":
         index_folder(job.folder, job.root, encoder, IndexConfig(batch_size=BATCH), labels=True)
@@ -179,7 +177,7 @@ def perform(job: Job, encoder: Any) -> None:
     elif job.command == "remove":
         remove_pictures(job.folder, job.targets)
     else:
-        cli.compact.callback(job.folder)  # type: ignore[misc]
+        compact(job.folder)
 
 
 class Steps:
@@ -193,20 +191,23 @@ class Steps:
     def install(self, encoder: Any) -> None:
         import duckdb
 
-        from indexer import build, change
-        from indexer.store import dense, journal, store
+        from indexer import build
+        from indexer.store import dense, journal, thumbnails, vectors, writer
 
         for owner, name in (
             (os, "fsync"),
             (os, "replace"),
             (os, "unlink"),
-            (store, "copyfile"),
+            (writer, "copyfile"),
+            (writer, "append_vectors"),
+            (writer, "append_thumbnails"),
+            (vectors, "publish"),
+            (thumbnails, "publish"),
             (journal, "write_whole"),
             (dense, "write_whole"),
             (journal.Journal, "add"),
             (journal.Journal, "clear"),
             (build, "save_dense"),
-            (change, "save_dense"),
         ):
             setattr(owner, name, self._wrapped(name, getattr(owner, name)))
         connect, encode = duckdb.connect, encoder.encode_images
@@ -260,15 +261,15 @@ def state(folder: Path, *, generation: bool = True) -> dict[str, object] | None:
     with Store(folder) as store:
         W = store.codes()
         ids = store.image_ids.tolist()
+        history = set() if generation else {"generation", "vectors_file", "thumbnails_file"}
         return {
-            "meta": {k: v for k, v in store.meta.items() if generation or k != "generation"},
+            "meta": {k: v for k, v in vars(store.meta).items() if k not in history},
             "ids": ids,
             "images": store.images(),
-            "files": store.known_files(),
             "X": store.embeddings().tobytes(),
             "W": (W.indptr.tolist(), W.indices.tolist(), W.data.tobytes()),
             "concepts": store.concepts(),
-            "classes": store.classes()[0],
+            "classes": store.classes().names,
             "thumbnails": store.thumbnails(ids),
             "skipped": store.skipped(),
         }
@@ -276,7 +277,6 @@ def state(folder: Path, *, generation: bool = True) -> dict[str, object] | None:
 
 def check_whole(folder: Path) -> None:
     """No file is half-written under a final name, the index agrees with itself, both searches with brute force."""
-    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} <= {DATABASE, FILE}
     for batch in pending(folder):
         read_batch(batch)  # raises where it is not whole
     if (folder / FILE).exists():
@@ -290,31 +290,37 @@ def check_whole(folder: Path) -> None:
         shutil.rmtree(copy)
 
 
+def data_files(folder: Path) -> set[str]:
+    """The files of a folder that are not hidden."""
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+
+
 def check_store(store: Store, k: int = 5) -> None:
     """An open index agrees with itself; its dense and its sparse answers are those of numpy over its vectors."""
     from search.inverted import Inverted
 
     ids, X, W, D = store.image_ids, store.embeddings(), store.codes(), store.dictionary()
     n = len(store)
-    assert n == len(ids) == len(X) == len(store.images()) == len(set(store.known_files()))
-    stored = store.con.execute("SELECT image_id FROM vectors ORDER BY 1").fetchall()
-    assert [i for (i,) in stored] == ids.tolist() == [r["image_id"] for r in store.images()]
+    assert n == len(ids) == len(X) == len(store.images()) == len({row.path for row in store.images()})
+    assert ids.tolist() == [row.image_id for row in store.images()]
+    assert store.vectors.damaged_blocks() == []
+    assert store.meta.vector_rows * store.d * 4 <= (store.folder / store.meta.vectors_file).stat().st_size
+    assert len(set(store.vector_rows.tolist())) == n
     assert set(store.thumbnails(ids.tolist())) == set(ids.tolist())
-    assert int(store.meta["nnz"]) == W.nnz
-    assert int(store.meta["next_id"]) > max(ids, default=-1)
-    assert store.meta["dense_key"] == vectors_key(X, store.meta["dense_factory"])
+    assert store.meta.nnz == W.nnz
+    assert store.meta.next_id > max(ids, default=-1)
     assert [c.images for c in store.concepts()] == np.bincount(W.indices, minlength=len(D)).tolist()
     if not n:
         return
     k = min(k, n)
     queries = np.concatenate([X[:3], D[:3]])
-    scores, rows = load_dense(store).search(queries, k)
-    check_best(queries @ X.T, rows, scores, k)
+    scores, found = open_dense(store).search(queries, k)
+    check_best(queries @ X.T, np.searchsorted(ids, found), scores, k)
     engine = Inverted(store.packed, ids=ids)
     for q in D[:3]:
-        found = engine.search(D @ q, k)
-        assert set(found.ids) <= set(ids)
-        check_best((W @ (D @ q))[None], np.searchsorted(ids, found.ids)[None], found.scores[None], k)
+        best = engine.search(D @ q, k)
+        assert set(best.ids) <= set(ids)
+        check_best((W @ (D @ q))[None], np.searchsorted(ids, best.ids)[None], best.scores[None], k)
 
 
 def check_best(all_scores: np.ndarray, rows: np.ndarray, scores: np.ndarray, k: int, atol: float = 1e-5) -> None:

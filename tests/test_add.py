@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from indexer.add import add_pictures
+from indexer.change import file_exists, remove_pictures
 from PIL import Image
 
-from indexer.add import add_pictures
 from indexer.build import index_folder
-from indexer.change import file_exists, remove_pictures
 from indexer.config import IndexConfig
+from indexer.store import DATABASE, Store
 from indexer.store.dense import FILE, cached_dense
 from indexer.store.journal import FOLDER, Journal
-from indexer.store.store import DATABASE, Store
 from search.engine import Searcher
 from training.encoders import open_encoder
 from training.errors import CallError, SparsightError

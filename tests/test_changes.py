@@ -13,17 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from indexer.add import add_pictures
+from indexer.change import remove_pictures
 from killing import SOAK, check_best, check_store
 from PIL import Image
 
-from indexer.add import add_pictures
 from indexer.build import index_folder
-from indexer.change import remove_pictures
 from indexer.coding.coder import encode_sparse
 from indexer.config import IndexConfig
 from indexer.plan import plan_addition
+from indexer.store import Store, compact_store
 from indexer.store.lock import writing
-from indexer.store.store import Store, compact_store
 from search.engine import Searcher
 from training.encoders import open_encoder
 from training.errors import CallError, SparsightError

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from eval.cli import main
-from indexer.store.store import DATABASE, Store
+from indexer.store import DATABASE, Store
 
 
 @pytest.fixture

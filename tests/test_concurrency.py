@@ -22,8 +22,8 @@ import pytest
 from killing import SOAK, Job, check_store, fork, run_job, state
 from PIL import Image
 
+from indexer.store import Store
 from indexer.store.lock import writing
-from indexer.store.store import Store
 
 SECONDS = 60 if SOAK else 5
 GROUPS, SIZE, READERS = 6, 4, 4
@@ -50,9 +50,9 @@ def job(pictures, small_encoder_dir, tmp_path) -> Job:
 def write(job: Job, until: float, pipe: Any) -> None:
     """Adds a group, removes a group, and so on; sends the number of changes."""
     import torch
-
     from indexer.add import add_pictures
     from indexer.change import remove_pictures
+
     from training.encoders import open_encoder
 
     torch.set_num_threads(1)

@@ -39,9 +39,9 @@ from killing import (
 )
 from PIL import Image
 
+from indexer.store import DATABASE
 from indexer.store.journal import pending
 from indexer.store.lock import HOLDER
-from indexer.store.store import DATABASE
 from training.data.cifar10 import CLASSES
 
 COMMANDS = ("index", "reindex", "add", "remove", "compact")

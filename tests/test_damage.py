@@ -25,10 +25,10 @@ import faiss
 import numpy as np
 import pytest
 
+from indexer.store import COUNTS, DATABASE
 from indexer.store.dense import FILE
 from indexer.store.journal import Journal, pending
 from indexer.store.lock import HOLDER, LOCK, writing
-from indexer.store.store import COUNTS, DATABASE
 from search.engine import Searcher
 from training.encoders import open_encoder
 from training.errors import SparsightError

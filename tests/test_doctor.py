@@ -12,11 +12,11 @@ import duckdb
 import numpy as np
 import pytest
 
+from indexer.store import DATABASE, WAL, Store
 from indexer.store.dense import FILE
 from indexer.store.doctor import examine, repair
 from indexer.store.journal import Journal, pending
 from indexer.store.lock import HOLDER, LOCK, writing
-from indexer.store.store import DATABASE, WAL, Store
 from search.engine import Searcher
 from training.encoders import open_encoder
 from training.errors import SparsightError

@@ -63,7 +63,7 @@ def test_the_bundled_encoder_keeps_its_promises(report):
 
 
 def test_the_reports_figures_agree_with_plain_numpy(report, bundled_index):
-    from indexer.store.store import Store
+    from indexer.store import Store
 
     _, r, _ = report
     with Store(bundled_index) as store:

@@ -16,7 +16,7 @@ import pytest
 from test_store import contents
 
 from indexer.exchange.tables import TABLES, Query, export_index, import_index
-from indexer.store.store import DATABASE, Contents, Store, write_store
+from indexer.store import DATABASE, Contents, Store, write_store
 from training.encoders import Means
 from training.errors import CallError, SparsightError
 

@@ -31,7 +31,7 @@ from indexer.coding.dictionary import (
     read_words,
 )
 from indexer.pictures.folders import Picture, find_pictures, folder_labels, in_order, read_pictures
-from indexer.store.store import DATABASE, Store
+from indexer.store import DATABASE, Store
 from training.data.cifar10 import CLASSES
 from training.errors import SparsightError
 

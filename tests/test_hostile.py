@@ -21,8 +21,8 @@ from PIL import Image
 from indexer.build import encode_files
 from indexer.pictures.files import decode, quiet_pillow, read_picture
 from indexer.pictures.folders import Picture, Skipped, find_pictures, read_pictures
+from indexer.store import DATABASE, Store
 from indexer.store.journal import Journal
-from indexer.store.store import DATABASE, Store
 from search.engine import Searcher
 from training.encoders import open_encoder
 from training.errors import SparsightError

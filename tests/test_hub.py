@@ -19,7 +19,7 @@ from PIL import Image
 
 from indexer.build import index_pictures
 from indexer.config import IndexConfig
-from indexer.store.store import Store
+from indexer.store import Store
 from training.data.captions import fill
 from training.data.cifar10 import CLASSES
 from training.encoders import centre, mean_of, open_encoder

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from indexer.store import DATABASE, Contents, Store, vectors_key, write_store
 from indexer.store.dense import FILE, build_dense, load_dense, save_dense
-from indexer.store.store import DATABASE, Contents, Store, vectors_key, write_store
 from training.errors import CallError, SparsightError
 
 

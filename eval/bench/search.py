@@ -27,8 +27,10 @@ import numpy as np
 from scipy import sparse
 
 from eval.retrieval import overlap
+from indexer.coding.dictionary import Dictionary
+from indexer.config import CoderConfig
+from indexer.store import Classes, Contents, Described, IndexMeta, Pictures, Store, write_store
 from indexer.store.postings import Postings, pack
-from indexer.store.store import Contents, Store, write_store
 from search.engine import top_k
 from search.inverted import Inverted
 
@@ -199,22 +201,27 @@ def _duckdb(columns: sparse.csc_matrix) -> Iterator[tuple]:
 def _store(W: sparse.csr_matrix, postings: Postings) -> Rows:
     """The packed postings in a store: bytes on disk, and the look-up of one concept in a new process."""
     n = W.shape[0]
-    blank: list[str | None] = [None] * n
+    names = [str(j) for j in range(M)]
     contents = Contents(
-        X=np.zeros((n, 1), np.float32), W=W, D=np.zeros((M, 1), np.float32), T=np.zeros((0, 1), np.float32), classes=[],
-        names=[str(j) for j in range(M)], aliases=[[]] * M, parents=[None] * M, source="synthetic", paths=[""] * n,
-        splits=blank, labels=blank, terms=blank, hashes=blank, l1=np.zeros(n), gap=np.zeros(n),
-        meta={"dense_factory": "Flat"},
+        meta=IndexMeta(
+            d=1, dataset="synthetic", embedded="", encoder_name="", encoder_source="", encoder_fingerprint="",
+            trained_on="", dictionary="synthetic", dictionary_fingerprint="", templates=(), coder=CoderConfig(),
+        ),
+        pictures=Pictures(
+            X=np.zeros((n, 1), np.float32), W=W, l1=np.zeros(n), gap=np.zeros(n), described=Described(paths=[""] * n)
+        ),
+        dictionary=Dictionary(names, [[]] * M, [None] * M, np.zeros((M, 1), np.float32), "synthetic"),
+        classes=Classes([], np.zeros((0, 1), np.float32)),
     )  # fmt: skip
     code = (
         "import sys, time; start = time.perf_counter()\n"
         "import numpy as np\n"
-        "from indexer.store.store import Store; from search.inverted import Inverted\n"
+        "from indexer.store import Store; from search.inverted import Inverted\n"
         "def read(): return int(open('/proc/self/io').read().split()[1]) if sys.platform == 'linux' else -1\n"
         "begin, before = time.perf_counter(), read()\n"
         "with Store(sys.argv[1]) as store:\n"
         "    opened = read()\n"
-        "    j = int(sys.argv[2]); s = np.zeros(int(store.meta['m'])); s[j] = 1\n"
+        "    j = int(sys.argv[2]); s = np.zeros(store.meta.m); s[j] = 1\n"
         "    Inverted(store.postings([j])).search(s, 10)\n"
         "print((time.perf_counter() - begin) * 1e3, read() - opened)"
     )

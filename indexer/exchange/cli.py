@@ -9,6 +9,7 @@ import click
 
 from training.cli import Command, index_option, json_option
 from training.errors import CallError
+from training.terminal import table
 
 CELL = 60  # characters of a cell in the table; its last column is cut at the terminal's edge alone
 
@@ -23,13 +24,12 @@ CELL = 60  # characters of a cell in the table; its last column is cut at the te
 def sql(query: str | None, limit: int | None, index_dir: Path, as_json: bool) -> None:
     """Answers one SQL QUERY (`-` or none: read from stdin) on the index; it can read nothing else and change nothing.
 
-    `SHOW TABLES` lists the tables and `DESCRIBE images` their columns. With --json bytes are base64, and numbers that
+    `SHOW EXPORTED` lists the tables and `DESCRIBE images` their columns. With --json bytes are base64, and numbers that
     are not finite are text.
     """
     from itertools import islice
 
-    from indexer.exchange.tables import Query
-    from search.show import table
+    from indexer.exchange.sql import Query
 
     if query in (None, "-"):
         query = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
@@ -61,11 +61,12 @@ def _cut(text: str) -> str:
 @index_option
 def export(out: Path, format: str, tables: str | None, index_dir: Path) -> None:
     """Writes the index as plain files to the new folder DIR, one file a table; `sparsight import` reads them."""
-    from indexer.exchange.tables import TABLES, export_index
+    from indexer.exchange.export import export_index
+    from indexer.exchange.tables import EXPORTED
 
-    names = list(TABLES) if tables is None else list(dict.fromkeys(t.strip() for t in tables.split(",")))
-    if unknown := [name for name in names if name not in TABLES]:
-        raise CallError(f"--tables: no table {unknown[0]!r}; there are {', '.join(TABLES)}")
+    names = list(EXPORTED) if tables is None else list(dict.fromkeys(t.strip() for t in tables.split(",")))
+    if unknown := [name for name in names if name not in EXPORTED]:
+        raise CallError(f"--tables: no table {unknown[0]!r}; there are {', '.join(EXPORTED)}")
     rows = export_index(index_dir, out, format, names)
     for name, count in rows.items():
         click.echo(f"{out / name}.{format}: {count} rows")
@@ -75,11 +76,11 @@ def export(out: Path, format: str, tables: str | None, index_dir: Path) -> None:
 @click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
 @index_option
 def import_(source: Path, index_dir: Path) -> None:
-    """Builds an index from DIR, which `sparsight export` wrote, once everything in it is checked.
+    """Builds an index from DIR, an export or an index of an earlier format, once everything in it is checked.
 
     The folder of --index must hold none. Without a table of codes the embeddings are coded anew.
     """
-    from indexer.exchange.tables import import_index
+    from indexer.exchange.importing import import_index
 
-    counts = import_index(index_dir, source)
-    click.echo(f"{index_dir}: {counts['n']} pictures, {counts['m']} concepts, {counts['nnz']} codes")
+    meta = import_index(index_dir, source)
+    click.echo(f"{index_dir}: {meta.n} pictures, {meta.m} concepts, {meta.nnz} codes")

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from indexer.config import THUMBNAIL
 from training.errors import SparsightError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -36,7 +37,6 @@ MAX_PARTS = 1_000_000  # chunks of a PNG, segments of a JPEG
 MAX_SCANS = 100  # of a progressive JPEG: each may be a few bytes and passes over all pixels; encoders write 10 or so
 MAX_EXIF = 1 << 16
 LARGE = 10_000_000  # pixels from which pictures are decoded one at a time
-THUMBNAIL = 128  # pixels of a thumbnail's longer side
 NONE = f"it is no picture that can be read ({', '.join(FORMATS)})"
 
 _one_large = threading.Lock()

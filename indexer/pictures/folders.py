@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,12 +20,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from indexer.pictures.files import THUMBNAIL, PictureError, decode, read_file, shrunk, square
+from indexer.config import THUMBNAIL
+from indexer.pictures.files import PictureError, decode, read_file, shrunk, square
 from training.errors import SparsightError
 from training.files import path_text
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
 SPLITS = {"train", "test", "val", "valid", "validation"}
+FRESH = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, FAT's
 WORKERS = min(8, os.cpu_count() or 1)
 
 A = TypeVar("A")
@@ -39,11 +42,13 @@ class Skipped(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as read: SHA-256 of the file's bytes · pixels (s, s, 3) uint8, None where they were not needed · a
-    small JPEG to show."""
+    """A picture as read: SHA-256 of the file's bytes, their number, the file's time of change (`stamp`) · pixels
+    (s, s, 3) uint8, None where they were not needed · a small JPEG to show."""
 
     path: str
     content_hash: str
+    size: int
+    changed: int | None
     pixels: np.ndarray | None = None
     thumbnail: bytes = b""
 
@@ -92,16 +97,43 @@ def read_pictures(
 
     def read(path: str) -> Picture | Skipped:
         try:
+            changed = stamp(path)
             data = read_file(path)
             content_hash = hashlib.sha256(data).hexdigest()
             if known(content_hash):
-                return Picture(path, content_hash)
+                return Picture(path, content_hash, len(data), changed)
             image = decode(data, 2 * max(size, THUMBNAIL))
-            return Picture(path, content_hash, square(image, size), shrunk(image))
+            return Picture(path, content_hash, len(data), changed, square(image, size), shrunk(image))
         except PictureError as e:
             return Skipped(path, str(e))
 
     return in_order(read, paths, workers=workers, ahead=ahead)
+
+
+def hash_files(paths: Iterable[str]) -> Iterator[tuple[str, tuple[str, int, int | None] | str]]:
+    """Each path with its content hash, size and time of change, or with the reason why it cannot be read."""
+
+    def read(path: str) -> tuple[str, tuple[str, int, int | None] | str]:
+        try:
+            changed = stamp(path)
+            data = read_file(path)
+        except PictureError as e:
+            return path, str(e)
+        return path, (hashlib.sha256(data).hexdigest(), len(data), changed)
+
+    return in_order(read, paths, workers=WORKERS, ahead=WORKERS)
+
+
+def stamp(path: str) -> int | None:
+    """A file's time of change (ns since 1970), taken before it is read: what changes after that changes the time too.
+
+    None where the change is so recent that another one might fall into the same tick of the file system's clock.
+    """
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+    return changed if time.time_ns() - changed > FRESH else None
 
 
 def in_order(do: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int) -> Iterator[B]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from indexer.pictures.files import THUMBNAIL
+from indexer.config import THUMBNAIL
 from training.encoders import Encoder
 from training.errors import SparsightError
 from training.files import digest, write_whole
@@ -74,8 +74,11 @@ class Journal:
         return _Thumbnails(self, hashes)
 
     def clear(self) -> None:
-        """Forgets everything: it is committed."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forgets its batches: they are committed. Another encoder's stay."""
+        for path in self._batches:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty, or not there
+            self.folder.rmdir()
         self._batches, self._X, self._at, self._open = [], [], {}, None
 
     def thumbnail(self, content_hash: str) -> bytes:

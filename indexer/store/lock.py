@@ -11,15 +11,17 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from indexer.store.writer import DATA_FILES, current_meta, unused_files
 from training.errors import SparsightError
 from training.files import write_whole
 
 LOCK, HOLDER = ".lock", ".holder.json"
-# Files in the making: of `training.files.write_whole`, `indexer.store.store`, `indexer.store.journal`.
+# Files in the making: of `training.files.write_whole`, of the store, and of its journal.
 PARTS = (".*.part", ".*.part.*", ".pending/.*.part")
 
 
@@ -58,8 +60,17 @@ def writing(folder: Path, command: str) -> Iterator[None]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """The files in the making that no living writer can be working on, the lock being held."""
-    return sorted({path for pattern in PARTS for path in folder.glob(pattern) if not path.is_dir()})
+    """The files in the making, and data files of no index, that no living writer can be working on, the lock being
+    held."""
+    found = {path for pattern in PARTS for path in folder.glob(pattern) if not path.is_dir()}
+    if (meta := current_meta(folder)) is not None:
+        found.update(unused_files(folder, meta))
+    return sorted(found)
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a file is named as the files beside the database are."""
+    return any(fnmatch(name, pattern) for pattern in DATA_FILES)
 
 
 def writer(folder: Path) -> str | None:

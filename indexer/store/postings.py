@@ -10,7 +10,7 @@ A posting is one bit field: the gap to the picture before it, then its weight in
 (lift). A tier is cut into blocks of at most 128 postings; the fields of a block have one width, that of its largest
 gap, and lie end to end, the lowest bit first, in 32-bit words. The first id of a block stands in its header, so that a
 block is read by itself. This is the layout in memory and in the store alike; a plain SQL view decodes it too
-(`indexer.store.store`).
+(`indexer.store.schema`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy import sparse
 
 BLOCK = 128
 WEIGHT_BITS = 13
@@ -51,6 +52,42 @@ class Postings:
     count: np.ndarray
     width: np.ndarray
     words: np.ndarray
+
+    @classmethod
+    def from_blocks(cls, n: int, m: int, columns: dict[str, np.ndarray], words: np.ndarray) -> Postings:
+        """From the columns of the table `posting_blocks`, ordered by concept, tier and first id, and its words.
+
+        Raises ValueError where the blocks contradict each other.
+        """
+        concept, tier, step, lift, bits, first, last, count, width = (np.asarray(column) for column in columns.values())
+        changes = (np.diff(concept, prepend=-1) != 0) | (np.diff(tier.astype(np.int32), prepend=-1) != 0)
+        starts = np.flatnonzero(changes)
+        of_tier = {"concept": concept[starts], "step": step[starts], "lift": lift[starts], "bits": bits[starts]}
+        bounds, padded = np.append(starts, len(concept)), np.append(words, np.zeros(1, np.uint32))
+        found = cls(n=n, m=m, **of_tier, start=bounds, first=first, last=last, count=count, width=width, words=padded)
+        blocks = np.diff(found.start)
+        pairs = ((step, found.step), (lift, found.lift), (bits, found.bits))
+        if any((each != np.repeat(tier_s, blocks)).any() for each, tier_s in pairs):
+            raise ValueError("a tier's blocks disagree")
+        found.check()
+        return found
+
+    def block_columns(self) -> dict[str, np.ndarray | list]:
+        """The columns of the table `posting_blocks`."""
+        blocks = np.diff(self.start)
+        tiers = np.arange(len(self.concept)) - np.searchsorted(self.concept, self.concept)
+        return {
+            "concept_id": np.repeat(self.concept, blocks),
+            "tier": np.repeat(tiers.astype(np.uint8), blocks),
+            "step": np.repeat(self.step, blocks),
+            "lift": np.repeat(self.lift, blocks),
+            "bits": np.repeat(self.bits, blocks),
+            "first": self.first,
+            "last": self.last,
+            "count": self.count,
+            "width": self.width,
+            "words": [w.tolist() for w in np.split(self.words[:-1], self.offset[1:-1])],  # DuckDB 1.4: arrays are text
+        }
 
     @cached_property
     def offset(self) -> np.ndarray:
@@ -179,6 +216,13 @@ class Postings:
             ids[at] = part
             weights[at] = codes.astype(np.float32) * np.repeat(steps[a:b], self.count[a:b])
         return _starts(self.images), ids, weights
+
+
+def pack_codes(W: sparse.csr_matrix, ids: np.ndarray, n: int) -> Postings:
+    """Packs codes W (k, m) of the pictures ids (k,), ascending, all below n; raises ValueError as `pack` does."""
+    columns = W.tocsc()
+    columns.sort_indices()
+    return pack(columns.indptr, ids[columns.indices], columns.data.astype(np.float32), n)
 
 
 def pack(indptr: np.ndarray, ids: np.ndarray, weights: np.ndarray, n: int) -> Postings:

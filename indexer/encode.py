@@ -1,0 +1,87 @@
+"""From pictures to embeddings: what neither the journal nor the index holds is encoded, and kept in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from indexer.pictures import Picture, Skipped, quiet_pillow, read_pictures, thumbnail
+from indexer.store import Journal, Skip
+from training.encoders import Encoder
+from training.files import path_text
+from training.terminal import progress
+
+
+class Seen(NamedTuple):
+    """What a file was found to hold: the SHA-256 of its bytes, their number, and its time of change (ns since 1970),
+    None where the file is so new that a later change might leave that time as it is."""
+
+    content_hash: str
+    size: int
+    changed: int | None
+
+
+@dataclass
+class FilesRead:
+    """seen: what each path, as text, holds, in their order · skipped: what was not taken."""
+
+    seen: dict[str, Seen] = field(default_factory=dict)
+    skipped: list[Skip] = field(default_factory=list)
+
+
+def encode_files(
+    paths: Sequence[str],
+    encoder: Encoder,
+    journal: Journal,
+    batch_size: int,
+    indexed: Container[str] = frozenset(),
+) -> FilesRead:
+    """Reads picture files; pictures that neither the journal nor the index (its content hashes) holds are encoded.
+
+    Of the pictures' own data no more than two batches are in memory.
+    """
+    found = FilesRead()
+    with progress("encode", len(paths)) as step, quiet_pillow():
+        held = lambda content_hash: content_hash in journal or content_hash in indexed  # noqa: E731
+        read = read_pictures(paths, encoder.image_size, ahead=batch_size, known=held)
+        while batch := list(islice(read, batch_size)):
+            new = _new_pictures(batch, found, journal)
+            if new:
+                X = encoder.encode_images(np.stack([p.pixels for p in new.values() if p.pixels is not None]))
+                journal.add(list(new), X, [p.thumbnail for p in new.values()])
+            step(len(batch))
+    return found
+
+
+def _new_pictures(batch: Sequence[Picture | Skipped], found: FilesRead, journal: Journal) -> dict[str, Picture]:
+    """Notes what a batch of files holds; returns the pictures that are to be encoded, by content."""
+    new: dict[str, Picture] = {}
+    for p in batch:
+        path = path_text(p.path)
+        if isinstance(p, Skipped):
+            found.skipped.append(Skip(path, p.reason))
+        elif path in found.seen:  # a name that is no UTF-8 beside one that spells it out as \xNN
+            found.skipped.append(Skip(path, "another picture's path reads the same"))
+        else:
+            found.seen[path] = Seen(p.content_hash, p.size, p.changed)
+            if p.pixels is not None and p.content_hash not in journal:
+                new[p.content_hash] = p
+    return new
+
+
+def encode_pixels(
+    pixels: np.ndarray, hashes: Sequence[str], encoder: Encoder, journal: Journal, batch_size: int
+) -> None:
+    """Encodes pictures (n, h, w, 3) uint8 that are in memory, where the journal does not hold them."""
+    with progress("encode", len(hashes)) as step:
+        for start in range(0, len(hashes), batch_size):
+            rows = range(start, min(start + batch_size, len(hashes)))
+            new = {hashes[i]: i for i in rows if hashes[i] not in journal}
+            if new:
+                part = pixels[list(new.values())]
+                journal.add(list(new), encoder.encode_images(part), [thumbnail(p) for p in part])
+            step(len(rows))

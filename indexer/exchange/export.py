@@ -1,0 +1,138 @@
+"""Writes an index as plain files, Parquet or JSON lines, one table after the other, a large one in parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from indexer.exchange.tables import EXPORT, EXPORTED, PART, part_path
+from indexer.store import Store
+from indexer.store.database import quoted, told_as
+from training.errors import SparsightError
+from training.files import sync_folder
+
+Columns = dict[str, np.ndarray]
+
+
+def export_index(
+    folder: Path, out: Path, format: str = "parquet", tables: Sequence[str] = tuple(EXPORTED)
+) -> dict[str, int]:
+    """Writes tables of an index to the new folder `out`, which appears whole or not at all; returns rows by table.
+
+    Everything comes from one state of the index, whatever another process commits meanwhile. format: parquet or jsonl.
+    Raises `SparsightError` where `out` is a file or holds anything.
+    """
+    out = Path(os.path.realpath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SparsightError(f"{out} is there already, and not an empty folder: name a new one")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with Store(folder) as store:
+        try:
+            partial.mkdir(parents=True)
+            with told_as(lambda reason: f"cannot export {folder} to {out}: {reason}"):
+                rows = _write_tables(store, partial, format, tables)
+            sync_folder(partial)
+            partial.rename(out)
+            sync_folder(out.parent)
+        except OSError as e:
+            raise SparsightError(f"cannot write {out}: {e.strerror}; name another folder") from e
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return rows
+
+
+def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str]) -> dict[str, int]:
+    con = store.con
+    con.execute("SET enable_progress_bar = false")  # else it is drawn on stdout
+    rows, parts = {}, {}
+    for table in [t for t in tables if t != "meta"] + [t for t in tables if t == "meta"]:
+        columns = ", ".join(_written(c.name, c.type, format) for c in EXPORTED[table])
+        rows[table] = parts[table] = 0
+        for source in _sources(store, table, parts):
+            path = part_path(out, table, format, parts[table])
+            kind = "json" if format == "jsonl" else "parquet"
+            copied = con.execute(f"COPY (SELECT {columns} FROM ({source})) TO {quoted(path)} (FORMAT {kind})")
+            rows[table] += copied.fetchall()[0][0]
+            parts[table] += 1
+            with path.open("rb") as f:
+                os.fsync(f.fileno())
+    return {table: rows[table] for table in tables}
+
+
+def _sources(store: Store, table: str, parts: dict[str, int]) -> Iterator[str]:
+    """SQL for each part of a table; what it names is there until the next is asked for."""
+    if table == "meta":
+        notes = {"export": str(EXPORT), "export_parts": json.dumps(parts)}
+        more = " ".join(f"UNION ALL SELECT {quoted(key)}, {quoted(value)}" for key, value in notes.items())
+        yield f"SELECT key, value FROM meta {more}"
+    elif table in LARGE:
+        yield from _registered(store.con, LARGE[table](store))
+    else:
+        yield f"FROM {table}"
+
+
+def _registered(con: duckdb.DuckDBPyConnection, parts: Iterator[tuple[Columns, str]]) -> Iterator[str]:
+    for columns, sql in parts:
+        con.register("part", columns)
+        yield sql
+        con.unregister("part")
+
+
+def _codes(store: Store) -> Iterator[tuple[Columns, str]]:
+    W = store.codes().tocoo()
+    codes = {"image_id": store.image_ids[W.row].astype(np.int32), "concept_id": W.col, "weight": W.data}
+    yield (
+        codes,
+        "SELECT c.*, i.path, k.name AS concept FROM part c JOIN images i USING (image_id) "
+        "JOIN concepts k USING (concept_id) ORDER BY image_id, concept_id",
+    )
+
+
+def _vectors(store: Store) -> Iterator[tuple[Columns, str]]:
+    parts = [f"x{j}" for j in range(store.d)]
+    for start in range(0, max(1, len(store)), PART):
+        places = np.arange(start, min(start + PART, len(store)))
+        X = np.ascontiguousarray(store.embeddings(places).T)
+        columns = {"image_id": store.image_ids[places].astype(np.int32), **dict(zip(parts, X, strict=True))}
+        yield columns, f"SELECT image_id, [{', '.join(parts)}] AS embedding FROM part"
+
+
+def _thumbnails(store: Store) -> Iterator[tuple[Columns, str]]:
+    for start in range(0, max(1, len(store)), PART // 16):
+        found = store.thumbnails(store.image_ids[start : start + PART // 16].tolist())
+        if not found and start:
+            continue
+        texts = np.array([b64encode(jpeg).decode() for jpeg in found.values()] or [""], object)
+        columns = {"image_id": np.array(list(found) or [-1], np.int32), "jpeg": texts}
+        yield columns, "SELECT image_id, from_base64(jpeg) AS jpeg FROM part WHERE image_id >= 0"
+
+
+LARGE: dict[str, Callable[[Store], Iterator[tuple[Columns, str]]]] = {
+    "codes": _codes,
+    "vectors": _vectors,
+    "thumbnails": _thumbnails,
+}
+
+
+def _written(column: str, kind: str, format: str) -> str:
+    """SQL for a column as a file has it."""
+    if format == "parquet":
+        return f"{column}::{kind} AS {column}"
+    return {
+        "FLOAT": f"({_number(column)})::JSON AS {column}",
+        "FLOAT[]": f"('[' || array_to_string(list_transform({column}::FLOAT[], lambda x: {_number('x')}), ',') || ']')"
+        f"::JSON AS {column}",
+        "BLOB": f"to_base64({column}) AS {column}",
+    }.get(kind, column)
+
+
+def _number(x: str) -> str:
+    """SQL for a float as JSON; DuckDB's own has 17 digits, and a bare NaN, which is no JSON."""
+    return f"CASE WHEN isfinite({x}) THEN {x}::VARCHAR ELSE '\"' || {x}::VARCHAR || '\"' END"

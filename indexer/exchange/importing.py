@@ -1,0 +1,295 @@
+"""Builds an index from an export, or from an index of an earlier format; believes nothing that it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+from scipy import sparse
+
+from indexer.coding.coder import encode_sparse
+from indexer.coding.dictionary import Dictionary
+from indexer.exchange.tables import EXPORT, EXPORTED, FORMATS, NEW_IN_2, READABLE, part_path
+from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
+from indexer.store.database import open_database, quoted, told_as
+from indexer.store.meta import DERIVED, MetaError, count_of, parse_meta
+from training.encoders import Means
+from training.errors import SparsightError
+
+ACCEPTED = {
+    "INTEGER": r"U?(TINY|SMALL|BIG)?INT(EGER)?",
+    "BIGINT": r"U?(TINY|SMALL|BIG)?INT(EGER)?",
+    "FLOAT": r"FLOAT|DOUBLE",
+    "FLOAT[]": r"(FLOAT|DOUBLE)\[\d*\]",
+    "VARCHAR[]": r"VARCHAR\[\]",
+}
+OPTIONAL_META = (*DERIVED, "next_id", "root")  # that an export need not have
+EARLIER = ("2", "3")  # formats of databases that can be taken over
+EARLIER_SOURCES = {  # where such a database has what an export calls by another name
+    "codes": "(SELECT p.*, i.path, k.name AS concept FROM store.postings p JOIN store.images i USING (image_id) "
+    "JOIN store.concepts k USING (concept_id))",
+}
+
+
+def import_index(folder: Path, source: Path) -> IndexMeta:
+    """Builds an index in `folder` from an export of either format, or from an index folder of an earlier format.
+
+    Where an export has no codes, as from an index whose postings are damaged, the embeddings are coded anew. Raises
+    `SparsightError` for the first thing that is not as it should be, and where `folder` holds an index.
+    """
+    if not source.is_dir():
+        raise SparsightError(f"no export in {source}: it is no folder; `sparsight export` writes one")
+    with _loaded(source) as (con, tables), _reading(source):
+        contents = _contents(con, source, tables)
+    with writing(folder, "import"):
+        if os.path.lexists(folder / DATABASE):
+            raise SparsightError(f"{folder} holds an index already: name another --index")
+        return write_store(folder, contents)
+
+
+@contextmanager
+def _loaded(source: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, set[str]]]:
+    """A connection whose tables are those of an export, their columns and types checked; and which there are."""
+    if (source / DATABASE).is_file():
+        con, earlier = open_database(source), True
+    else:
+        con, earlier = duckdb.connect(config={"temp_directory": ""}), False
+    try:
+        if earlier:
+            con.execute("USE memory")
+            yield con, {table for table in EXPORTED if _take(con, source, table)}
+        else:
+            yield con, {table for table in EXPORTED if _read(con, source, table)}
+    finally:
+        con.close()
+
+
+def _take(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
+    """Loads a table of a database of an earlier format."""
+    path = source / DATABASE
+    with _reading(path):
+        if table == "meta":
+            version = str(dict(con.execute("SELECT key, value FROM store.meta").fetchall()).get("format"))
+            if version not in EARLIER:
+                known = "it is the present one" if version == "4" else f"{', '.join(EARLIER)} can be taken over"
+                raise SparsightError(f"{source} is an index of format {version}: {known}; export it, and import that")
+        file = EARLIER_SOURCES.get(table, f"store.{table}")
+        _create(con, path, table, file, dict.fromkeys(c.name for c in EXPORTED[table]), earlier=True)
+    return True
+
+
+def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
+    """Loads a table's files; False where the export has no codes."""
+    path = next((p for f in FORMATS if (p := source / f"{table}.{f}").is_file()), None)
+    if path is None:
+        if table == "codes":
+            return False
+        raise SparsightError(f"{source} has no {table}.parquet or {table}.jsonl: export every table (but codes)")
+    format, parts = path.suffix[1:], [path]
+    while (more := part_path(source, table, format, len(parts))).is_file():
+        parts.append(more)
+    files = f"[{', '.join(quoted(_literal(p)) for p in parts)}]"
+    wanted = {c.name: c.type for c in EXPORTED[table]}
+    with _reading(path):
+        if format == "parquet":
+            file = f"read_parquet({files}, hive_partitioning = false)"
+            _create(con, path, table, file, {})
+        else:
+            text = {"FLOAT": "VARCHAR", "BLOB": "VARCHAR"}  # "nan"; base64
+            columns = ", ".join(f"{c}: '{text.get(kind, kind)}'" for c, kind in wanted.items())
+            options = "format = 'newline_delimited', hive_partitioning = false"
+            file = f"read_json({files}, {options}, columns = {{{columns}}})"
+            missing = set(_missing_in_first_line(path, wanted))
+            _create(con, path, table, file, {"jpeg": "from_base64(jpeg)"}, missing)
+    return True
+
+
+def _create(
+    con: duckdb.DuckDBPyConnection,
+    path: Path,
+    table: str,
+    source: str,
+    taken: dict[str, str | None],
+    missing: set[str] = frozenset(),  # type: ignore[assignment]
+    *,
+    earlier: bool = False,
+) -> None:
+    """Makes a table of what a source holds, once its columns and types are found right."""
+    rows = con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
+    found = {str(name): str(kind) for name, kind, *_ in rows if name not in missing}
+    chosen = []
+    for c in EXPORTED[table]:
+        if c.name not in found:
+            if c.name in NEW_IN_2:
+                chosen.append(f"NULL::{c.type} AS {c.name}")
+                continue
+            raise SparsightError(f"{path} has no column {c.name}: it is not as `sparsight export` wrote it")
+        is_text = source.startswith("read_json") and c.type in ("FLOAT", "BLOB")
+        if not is_text and not re.fullmatch(ACCEPTED.get(c.type, re.escape(c.type)), found[c.name]):
+            raise SparsightError(f"{path}: column {c.name} is {found[c.name]}, it must be {c.type}")
+        chosen.append(f"({taken.get(c.name) or c.name})::{c.type} AS {c.name}")
+    con.execute(f"CREATE TABLE {table} AS SELECT {', '.join(chosen)} FROM {source}")
+    for c in EXPORTED[table]:
+        if not c.nullable:
+            why = f"{c.name} is missing in a row"
+            _refuse(con, path.name, f"SELECT 1 FROM {table} WHERE {c.name} IS NULL", why)
+
+
+def _missing_in_first_line(path: Path, wanted: dict[str, str]) -> list[str]:
+    with path.open(encoding="utf-8") as f:
+        line = f.readline()
+    try:
+        keys = json.loads(line) if line else wanted
+    except ValueError as e:
+        raise SparsightError(f"{path} is damaged: its first line is no JSON ({e})") from e
+    return [c for c in wanted if not isinstance(keys, dict) or c not in keys]
+
+
+def _refuse(con: duckdb.DuckDBPyConnection, where: str, sql: str, why: str) -> None:
+    """Raises where a query finds anything; {} in `why` is the first thing it finds."""
+    with _reading(where):
+        found = con.execute(f"{sql} LIMIT 1").fetchone()
+    if found:
+        raise SparsightError(f"{where}: {why.format(found[0])}; mend it, or export again")
+
+
+@contextmanager
+def _reading(where: Path | str) -> Iterator[None]:
+    try:
+        with told_as(lambda reason: f"cannot read {where}: {reason}; export again"):
+            yield
+    except OSError as e:
+        raise SparsightError(f"cannot read {where}: {e.strerror}") from e
+
+
+def _meta(rows: dict[str, str], source: Path, n: int, m: int, tables: set[str]) -> IndexMeta:
+    """The meta data of an export, its counts compared with the tables."""
+    if ("export" in rows and rows["export"] not in READABLE) or ("export" not in rows and "format" not in rows):
+        version = rows.get("export", "none")
+        raise SparsightError(f"{source} is an export of version {version}, this sparsight reads {EXPORT}")
+    if "root" not in rows and os.path.isabs(rows.get("dataset", "")):  # export 1 had the folder in the name's place
+        rows |= {"root": rows["dataset"], "dataset": Path(rows["dataset"]).name or rows["dataset"]}
+    try:
+        meta = parse_meta({k: v for k, v in rows.items() if k not in DERIVED}, without=OPTIONAL_META)
+    except MetaError as e:
+        raise SparsightError(f"{source}: in meta, {e}; export again") from e
+    for key, said, counted in (("n", meta.n, n), ("m", meta.m, m)):
+        if said != counted:
+            raise SparsightError(f"{source}: meta says {key} = {said}, there are {counted}; export again")
+    for table, parts in json.loads(rows.get("export_parts", "{}")).items():
+        if table in tables and parts > 1 and not any(part_path(source, table, f, parts - 1).is_file() for f in FORMATS):
+            raise SparsightError(f"{source}: {table} has {parts} files, the last is missing; export again")
+    return meta
+
+
+def _contents(con: duckdb.DuckDBPyConnection, source: Path, tables: set[str]) -> Contents:
+    """The loaded tables, checked against each other."""
+    rows = {str(k): str(v) for k, v in con.execute("SELECT key, value FROM meta").fetchall()}
+    if (d := count_of(rows.get("d"))) is None:
+        raise SparsightError(f"{source}: meta says d = {rows.get('d')}, it must be a whole number")
+    _check(con, d, tables)
+
+    def column(sql: str) -> list:
+        return [row[0] for row in con.execute(sql).fetchall()]
+
+    def vectors(sql: str) -> np.ndarray:
+        flat = con.execute(f"SELECT unnest(v)::FLOAT AS v FROM ({sql})").fetchnumpy()["v"]
+        return np.asarray(flat, np.float32).reshape(-1, d)
+
+    def of_images(name: str) -> list:
+        return column(f"SELECT {name} FROM images ORDER BY image_id")
+
+    ids = np.array(of_images("image_id"), np.int32)
+    X = vectors("SELECT embedding AS v FROM vectors ORDER BY image_id")
+    D = vectors("SELECT atom AS v FROM concepts ORDER BY concept_id")
+    meta = _meta(rows, source, len(X), len(D), tables)
+    l1, gap = (np.array(of_images(name), np.float32) for name in ("l1", "gap"))
+    if "codes" in tables:
+        found = con.execute("SELECT image_id, concept_id, weight FROM codes WHERE weight > 0").fetchnumpy()
+        places = np.searchsorted(ids, found["image_id"]), found["concept_id"]
+        W = sparse.csr_matrix((found["weight"].astype(np.float32), places), shape=(len(X), len(D)))
+    else:
+        codes = encode_sparse(X, D, meta.coder)
+        W, l1, gap = codes.W, codes.l1, codes.gap
+    means = {m: np.array(e, np.float32) for m, e in con.execute("SELECT modality, embedding FROM means").fetchall()}
+    thumbnails = "SELECT jpeg FROM images LEFT JOIN thumbnails USING (image_id) ORDER BY image_id"
+    described = Described(
+        paths=of_images("path"),
+        splits=of_images("split"),
+        labels=of_images("label"),
+        terms=of_images("term"),
+        hashes=of_images("content_hash"),
+        sizes=of_images("file_bytes"),
+        changed=of_images("file_changed"),
+        thumbnails=column(thumbnails),
+    )
+    return Contents(
+        meta=meta,
+        ids=ids,
+        pictures=Pictures(X=X, W=W, l1=l1, gap=gap, described=described),
+        dictionary=Dictionary(
+            names=column("SELECT name FROM concepts ORDER BY concept_id"),
+            aliases=[a or [] for a in column("SELECT aliases FROM concepts ORDER BY concept_id")],
+            parents=column("SELECT parent FROM concepts ORDER BY concept_id"),
+            D=D,
+            source=next(iter(column("SELECT source FROM concepts")), ""),
+        ),
+        classes=Classes(
+            column("SELECT name FROM classes ORDER BY class_id"),
+            vectors("SELECT embedding AS v FROM classes ORDER BY class_id"),
+        ),
+        means=Means(means["image"], means["text"]) if means else None,
+        skipped=[Skip(*row) for row in con.execute("SELECT path, reason FROM skipped").fetchall()],
+    )
+
+
+def _check(con: duckdb.DuckDBPyConnection, d: int, read: set[str]) -> None:
+    for table, key in {"images": "image_id", "concepts": "concept_id", "classes": "class_id", "meta": "key"}.items():
+        _refuse(con, table, f"SELECT {key} FROM {table} GROUP BY 1 HAVING count(*) > 1", f"{key} {{}} is there twice")
+    _refuse(con, "images", "SELECT image_id FROM images WHERE image_id < 0", "image_id {} is below 0")
+    for table, key in {"concepts": "concept_id", "classes": "class_id"}.items():
+        count = f"(SELECT count(*) FROM {table})"
+        sql = f"SELECT {key} FROM {table} WHERE {key} NOT BETWEEN 0 AND {count} - 1"
+        _refuse(con, table, sql, f"{key} {{}} is not of 0, 1, 2, …")
+    _refuse(con, "concepts", "SELECT max(source) FROM concepts HAVING min(source) <> max(source)", "{}: a 2nd source")
+    for table in ("vectors", "thumbnails"):
+        _refuse(con, table, f"SELECT image_id FROM {table} GROUP BY 1 HAVING count(*) > 1", "image {} is there twice")
+        _refuse(con, table, f"SELECT image_id FROM {table} ANTI JOIN images USING (image_id)", "no image has the id {}")
+    _refuse(con, "vectors", "SELECT image_id FROM images ANTI JOIN vectors USING (image_id)", "image {} has no row")
+    for table, key, name in (
+        ("vectors", "image_id", "embedding"),
+        ("concepts", "concept_id", "atom"),
+        ("classes", "class_id", "embedding"),
+        ("means", "modality", "embedding"),
+    ):
+        sql = f"SELECT {key} FROM {table} WHERE len({name}) <> {d}"
+        _refuse(con, table, sql, f"{key} {{}}: its {name} has not d = {d} numbers")
+        square = f"list_inner_product({name}::DOUBLE[], {name}::DOUBLE[])"
+        bound = f"isfinite({square})" if table == "means" else f"abs(sqrt({square}) - 1) <= 1e-3"
+        what = "is not finite" if table == "means" else "is no unit vector"
+        _refuse(con, table, f"SELECT {key} FROM {table} WHERE NOT ({bound})", f"{key} {{}}: its {name} {what}")
+    if sorted(row[0] for row in con.execute("SELECT modality FROM means").fetchall()) not in ([], ["image", "text"]):
+        raise SparsightError("means: it must hold image and text once each, or nothing; export again")
+    if "codes" in read:
+        for key, table in (("image_id", "images"), ("concept_id", "concepts")):
+            _refuse(
+                con,
+                "codes",
+                f"SELECT {key} FROM codes ANTI JOIN {table} USING ({key})",
+                f"no {table} row has {key} {{}}",
+            )
+        sql = "SELECT image_id FROM codes GROUP BY image_id, concept_id HAVING count(*) > 1"
+        _refuse(con, "codes", sql, "image {} has a concept twice")
+        bad = "SELECT image_id FROM codes WHERE NOT (isfinite(weight) AND weight >= 0)"
+        _refuse(con, "codes", bad, "a weight of image {} is negative or not finite")
+
+
+def _literal(path: Path) -> str:
+    """A path as a glob that finds it alone."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))

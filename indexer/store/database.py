@@ -1,0 +1,127 @@
+"""What DuckDB needs around it: connections that touch nothing but an index, faults told in one line, arrays as rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from training.errors import SparsightError
+
+DATABASE = "index.duckdb"
+WAL = f"{DATABASE}.wal"  # no index of ours has one
+STORAGE_VERSION = "v1.4.0"  # DuckDB from 1.4 on opens it
+HINT = "rebuild it, or mend it with `sparsight doctor --repair`"
+# What DuckDB raises on a damaged file: C++ exceptions that are none of its own arrive as Python's.
+FAULTS = (duckdb.Error, RuntimeError, ValueError, IndexError, MemoryError)
+
+
+@contextmanager
+def told_as(tell: Callable[[str], str]) -> Iterator[None]:
+    """Raises `SparsightError` with `tell(the fault's first line)` for whatever DuckDB raises in the block.
+
+    An interrupt stays one: a Ctrl-C that arrives while a statement runs in the main thread is a bare RuntimeError of
+    DuckDB's, one that another thread passes on is an `InterruptException`.
+    """
+    try:
+        yield
+    except FAULTS as e:
+        raise_interrupts(e)
+        raise SparsightError(tell(first_line(e))) from e
+
+
+def raise_interrupts(e: BaseException) -> None:
+    """Raises `KeyboardInterrupt` where that is what DuckDB has made a fault of its own of."""
+    if isinstance(e, duckdb.InterruptException) or (type(e) is RuntimeError and str(e) == "Query interrupted"):
+        raise KeyboardInterrupt from e
+
+
+def first_line(e: BaseException) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+
+
+def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A connection that reads an index's database as `store`, whatever is in it.
+
+    Raises `SparsightError` where there is none, it is no DuckDB database, or another program is changing it.
+    """
+    path = folder / DATABASE
+    if not path.is_file():
+        what = "is not a file" if os.path.lexists(path) else "is missing"
+        raise SparsightError(f"no index in {folder}: {path} {what}; build one with `sparsight index`")
+    if os.path.lexists(folder / WAL):  # its changes would be read, but not be in the copy that a change is made on
+        raise SparsightError(
+            f"another program has changed {path} and left {WAL}: open and close it there to keep the change, or put it "
+            "aside with `sparsight doctor --repair`"
+        )
+    con = duckdb.connect()  # of its own: DuckDB hands an open file's connection on, however old its state
+    try:
+        con.execute(f"ATTACH {quoted(path)} AS store (TYPE duckdb, READ_ONLY)")  # else it fetches SQLite's extension
+        con.execute("USE store")
+    except FAULTS as e:
+        con.close()
+        raise_interrupts(e)
+        held = "Could not set lock" in str(e)
+        hint = "close it in the program that has it open" if held else HINT
+        raise SparsightError(f"{path} is not a readable index: {first_line(e)}; {hint}") from e
+    return con
+
+
+@contextmanager
+def writable(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that writes a database in one transaction; after it all is in that one file, no log is left."""
+    con = duckdb.connect()
+    try:
+        con.execute(f"ATTACH {quoted(database)} AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
+        con.execute("USE store")
+        con.execute("BEGIN")
+        yield con
+        con.execute("COMMIT")
+        con.execute("CHECKPOINT store")  # DETACH does too, but does not say why it fails
+        con.execute("USE memory")
+        con.execute("DETACH store")
+    finally:
+        con.close()
+
+
+def insert(
+    con: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: Mapping[str, Any],
+    *,
+    rows: np.ndarray | None = None,
+    casts: Mapping[str, str] | None = None,
+) -> None:
+    """Inserts columns and, last, the rows of an array (n, d) as FLOAT[d].
+
+    casts: SQL for a column that arrives as another type. A row is made of d columns, so that no list is aggregated
+    and no order can be lost.
+    """
+    if not len(next(iter(columns.values()))):
+        return  # DuckDB knows no type of an empty array of objects
+    arrays = {name: v if isinstance(v, np.ndarray) else _objects(v) for name, v in columns.items()}
+    chosen = [(casts or {}).get(name, name) for name in arrays]
+    if rows is not None:
+        parts = {f"x{j}": np.ascontiguousarray(rows[:, j], np.float32) for j in range(rows.shape[1])}
+        arrays |= parts
+        chosen.append(f"array_value({', '.join(parts)})")
+    con.register("incoming", arrays)
+    con.execute(f"INSERT INTO {table} SELECT {', '.join(chosen)} FROM incoming")
+    con.unregister("incoming")
+
+
+def _objects(values: Sequence) -> np.ndarray:
+    out = np.empty(len(values), object)
+    for i, value in enumerate(values):  # at once, numpy would make a matrix of lists that are equally long
+        out[i] = value
+    return out
+
+
+def quoted(path: Path | str) -> str:
+    """A path, or any text, as an SQL literal."""
+    return "'" + str(path).replace("'", "''") + "'"

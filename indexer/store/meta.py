@@ -1,0 +1,151 @@
+"""What an index says of itself: the table `meta`, parsed and checked once.
+
+The table holds text by key, so that anyone can read it with SQL; in Python it is one frozen value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from indexer.config import CoderConfig
+from indexer.store.schema import FORMAT
+
+MOST = 2**31  # ids are 32-bit
+
+
+class MetaError(ValueError):
+    """A key of `meta` is missing, or does not hold what it should; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexMeta:
+    """The facts about an index that its arrays do not tell.
+
+    generation: how often it was written or changed. n, d, m, nnz: pictures, dimensions, concepts, postings.
+    next_id: the id that the next picture is to get. vectors_file, vector_rows: the file of embeddings, and how many
+    rows of it count (n of them are of pictures, the others of removed ones); vector_block: rows with one checksum.
+    thumbnails_file, thumbnail_bytes: the same of the thumbnails. dataset: the name of what was indexed; root: the
+    folder of its pictures, "" where it has none; embedded: whether its embeddings were made from the pictures or came
+    with the encoder; labels: "folders" where the folders' names are the labels. encoder_…, trained_on: the encoder.
+    dictionary, dictionary_fingerprint: where the concepts came from, and a SHA-256 over them. templates: the prompts
+    of a concept. coder: the settings of the codes. dense_factory: the dense index, as FAISS describes it.
+    """
+
+    generation: int = 0
+    n: int = 0
+    d: int
+    m: int = 0
+    nnz: int = 0
+    next_id: int = 0
+    vectors_file: str = ""
+    vector_rows: int = 0
+    vector_block: int = 1
+    thumbnails_file: str = ""
+    thumbnail_bytes: int = 0
+    dataset: str
+    root: str = ""
+    embedded: str
+    labels: str = ""
+    encoder_name: str
+    encoder_source: str
+    encoder_fingerprint: str
+    trained_on: str
+    dictionary: str
+    dictionary_fingerprint: str
+    templates: tuple[str, ...]
+    coder: CoderConfig
+    dense_factory: str = "Flat"
+
+    @property
+    def dead(self) -> int:
+        """Rows of the vectors' file that are of removed pictures."""
+        return self.vector_rows - self.n
+
+    def rows(self) -> dict[str, str]:
+        """Key and text of each row of the table."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {"format": FORMAT, "coder": asdict(self.coder), "l1": self.coder.l1}
+        return {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
+
+
+COUNTS = (  # whole numbers; those that an export leaves out follow from the other tables
+    "generation", "n", "d", "m", "nnz", "next_id", "vector_rows", "vector_block", "thumbnail_bytes",
+)  # fmt: skip
+FILES = ("vectors_file", "thumbnails_file")
+DERIVED = ("format", "generation", "nnz", "l1", "vector_rows", "vector_block", "thumbnail_bytes", *FILES)
+
+
+def parse_meta(rows: Mapping[str, str], *, without: tuple[str, ...] = ()) -> IndexMeta:
+    """Parses the rows of a table `meta`; `without`: keys that may be missing and then have their default.
+
+    Raises `MetaError` for the first key that is missing or wrong.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(IndexMeta):
+        key = field.name
+        if key not in rows:
+            if key in without:
+                continue
+            raise MetaError(f"it has no {key}")
+        values[key] = _PARSERS.get(key, _text)(key, rows[key])
+    return IndexMeta(**values)
+
+
+def _text(key: str, text: str) -> str:
+    return text
+
+
+def count_of(text: str | None) -> int | None:
+    """A whole number that an index can have; None for anything else."""
+    if text is None or not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        return None
+    return int(text)
+
+
+def _count(key: str, text: str) -> int:
+    number = count_of(text)
+    if number is None or (number >= MOST and key != "thumbnail_bytes"):
+        raise MetaError(f"its {key} is {text[:40]!r}, no whole number that an index can have")
+    return number
+
+
+def _file(key: str, text: str) -> str:
+    if not text or "/" in text or "\\" in text or text in (".", ".."):
+        raise MetaError(f"its {key} is {text[:40]!r}, no name of a file in its folder")
+    return text
+
+
+def _json(key: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise MetaError(f"its {key} is {text[:40]!r}") from e
+
+
+def _templates(key: str, text: str) -> tuple[str, ...]:
+    found = _json(key, text)
+    if not isinstance(found, list) or not all(isinstance(template, str) for template in found):
+        raise MetaError("it names no prompts")
+    return tuple(found)
+
+
+def parse_coder(key: str, text: str) -> CoderConfig:
+    """The coder's settings from JSON; raises `MetaError` for any that the coder does not have."""
+    found, defaults = _json(key, text), asdict(CoderConfig())
+    if not isinstance(found, dict) or not set(found) <= set(defaults):
+        raise MetaError("it names no settings of the coder")
+    for name, value in found.items():
+        if not isinstance(value, int | float | (type(None) if defaults[name] is None else int)):
+            raise MetaError(f"its coder's {name} is {value!r}")
+    return CoderConfig(**found)
+
+
+_PARSERS: dict[str, Callable[[str, str], Any]] = {
+    **dict.fromkeys(COUNTS, _count),
+    **dict.fromkeys(FILES, _file),
+    "templates": _templates,
+    "coder": parse_coder,
+}

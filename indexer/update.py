@@ -1,0 +1,313 @@
+"""Changes in place: every one opens the index once, plans, and commits what follows from the plan.
+
+`add` takes what is new or changed below some paths, `remove` leaves out what is named or gone, `compact` gives back
+the room of what was removed. A commit is `indexer.store.change_store`: all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from indexer.build import describe_files
+from indexer.coding.coder import encode_sparse
+from indexer.config import IndexConfig
+from indexer.encode import FilesRead, Seen, encode_files
+from indexer.pictures import find_pictures, folder_labels, hash_files
+from indexer.plan import Plan, plan_addition
+from indexer.store import (
+    Change,
+    Classes,
+    Described,
+    Journal,
+    Moved,
+    Pictures,
+    Skip,
+    Store,
+    change_store,
+    compact_store,
+    writing,
+)
+from training.encoders import Encoder, centre
+from training.encoders.centring import CentredEncoder
+from training.errors import CallError, SparsightError
+from training.files import path_text
+from training.terminal import progress
+
+MOST_MISSING = 0.1  # of an index's files: if more are gone, it is asked whether a drive is missing
+
+
+@contextmanager
+def changing(folder: Path, command: str) -> Iterator[Store]:
+    """The index of a folder, opened once for a change, and the folder's lock held."""
+    Store(folder).close()  # refuses what is no index, before the lock makes a folder
+    with writing(folder, command), Store(folder) as store:
+        yield store
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an addition did, or would do: the plan, the ids of what it added (none where nothing was done), what it
+    skipped, and the pictures there are now."""
+
+    plan: Plan
+    skipped: Sequence[Skip]
+    n: int
+    ids: Sequence[int] = field(default_factory=list)
+
+
+def add_pictures(
+    folder: Path,
+    paths: Sequence[Path],
+    encoder: Encoder,
+    *,
+    batch_size: int = IndexConfig.batch_size,
+    verify: bool = False,
+) -> Added:
+    """Adds what the index does not hold of picture files, and of those below folders.
+
+    encoder: the index's, not centred. Where a file's content has changed, its picture is replaced (by one with an id of
+    its own); where a picture's file has moved, its path is. A file of the size and time of change that the index knows
+    is not read again; verify: it is. Pictures are coded as the index's are, against its dictionary. An index with
+    folder labels takes those of pictures below its root. Stopped, an addition goes on from the batches that it had
+    encoded. Raises `SparsightError` where a path is missing, or the encoder another.
+    """
+    with changing(folder, "add") as store:
+        store.refuse_another(encoder)
+        found, skipped = _find(paths)
+        unchanged, unread = _stamped(store, found, verify)
+        journal = Journal(folder, encoder)
+        indexed = _Contents(store) if unread else frozenset()
+        read = encode_files(unread, encoder, journal, batch_size, indexed)
+        plan = _plan(store, unchanged | read.seen)
+        skipped += read.skipped
+        change = _change(store, plan, read, skipped, journal, encoder)
+        if change.is_empty:
+            journal.clear()
+            return Added(plan, skipped, len(store))
+        first = store.meta.next_id
+        meta = change_store(folder, store, change)
+        journal.clear()
+    return Added(plan, skipped, meta.n, range(first, meta.next_id))
+
+
+def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False) -> Added:
+    """What `add_pictures` would do; changes nothing. Files are read, but not decoded: some may turn out to be no
+    pictures."""
+    with Store(folder) as store:
+        found, skipped = _find(paths)
+        unchanged, unread = _stamped(store, found, verify)
+        read = FilesRead()
+        with progress("read", len(unread)) as step:
+            for path, seen in hash_files(unread):
+                if isinstance(seen, str):
+                    read.skipped.append(Skip(path_text(path), seen))
+                else:
+                    read.seen[path_text(path)] = Seen(*seen)
+                step(1)
+        return Added(_plan(store, unchanged | read.seen), skipped + read.skipped, len(store))
+
+
+def _find(paths: Sequence[Path]) -> tuple[list[str], list[Skip]]:
+    """The picture files of some paths, absolute, and what could not be entered."""
+    found: dict[str, None] = {}
+    skipped: list[Skip] = []
+    for path in paths:
+        if path.is_dir():
+            below, unentered = find_pictures(path)
+            found |= dict.fromkeys(below)
+            skipped += [Skip(path_text(s.path), s.reason) for s in unentered]
+        elif os.path.lexists(path):
+            found[os.path.abspath(path)] = None
+        else:
+            raise SparsightError(f"{path_text(path)} does not exist: give picture files or folders")
+    return list(found), skipped
+
+
+def _stamped(store: Store, paths: Sequence[str], verify: bool) -> tuple[dict[str, Seen], list[str]]:
+    """What the files hold that have the size and time of change that the index knows; and the paths of the others."""
+    texts = {path: path_text(path) for path in paths}
+    known = {} if verify else store.images_at(texts.values())
+    unchanged: dict[str, Seen] = {}
+    unread = []
+    for path, text in texts.items():
+        row = known.get(text)
+        if row is not None and row.content_hash and row.file_changed is not None:
+            try:
+                status = os.stat(path)
+            except OSError:
+                status = None
+            if status and (status.st_size, status.st_mtime_ns) == (row.file_bytes, row.file_changed):
+                unchanged[text] = Seen(row.content_hash, status.st_size, status.st_mtime_ns)
+                continue
+        unread.append(path)
+    return unchanged, unread
+
+
+class _Contents(Container[str]):
+    """The contents that an index holds, told by the first 60 bits of their hash: 8 bytes a picture. Of a thousand new
+    pictures and a million known ones, one would be taken for known with a probability of 10⁻⁹."""
+
+    def __init__(self, store: Store):
+        self._prefixes = store.content_prefixes()
+
+    def __contains__(self, content_hash: object) -> bool:
+        prefix = int(str(content_hash)[:15], 16)
+        at = int(np.searchsorted(self._prefixes, prefix))
+        return at < len(self._prefixes) and int(self._prefixes[at]) == prefix
+
+
+def _plan(store: Store, seen: dict[str, Seen]) -> Plan:
+    hashes = {path: s.content_hash for path, s in seen.items()}
+    rows = store.images_holding(set(hashes.values())) + list(store.images_at(seen).values())
+    known = {row.path: (row.image_id, row.content_hash) for row in sorted(rows)}
+    return plan_addition(known, hashes, file_exists)
+
+
+def _change(
+    store: Store, plan: Plan, read: FilesRead, skipped: Sequence[Skip], journal: Journal, encoder: Encoder
+) -> Change:
+    """What follows from a plan: the new pictures coded, and every other row that is to change."""
+    paths, hashes = [path for path, _ in plan.added], [h for _, h in plan.added]
+    X = journal.vectors(hashes) if hashes else np.zeros((0, store.d), np.float32)
+    means = store.means()
+    if means is not None:
+        X, encoder = centre(X, means.image), CentredEncoder(encoder, means)
+    places = _folder_labels(store, [*paths, *plan.moved.values()])
+    added = None
+    if hashes:
+        with progress("code", len(X)) as step:
+            codes = encode_sparse(X, store.dictionary(), store.meta.coder, device=encoder.device, progress=step)
+        described = describe_files(paths, read, journal, None)
+        labels = {"splits": [places[p][0] for p in paths], "labels": [places[p][1] for p in paths]}
+        described = Described(**{**vars(described), **labels})
+        added = Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described)
+    held = set(store.skipped()) if skipped else set()
+    return Change(
+        removed=plan.removed,
+        added=added,
+        moved={i: Moved(path=path, split=places[path][0], label=places[path][1]) for i, path in plan.moved.items()},
+        seen=_stamps(store, plan, read),
+        skipped=[] if set(skipped) <= held else skipped,
+        classes=_new_classes(store, {label for _, label in places.values()}, encoder),
+    )
+
+
+def _stamps(store: Store, plan: Plan, read: FilesRead) -> dict[int, tuple[int, int]]:
+    """Size and time of change of files that were read and whose pictures the index holds already."""
+    known = store.images_at(path for path in plan.unchanged if path in read.seen)
+    ids = {row.image_id: path for path, row in known.items()} | plan.moved
+    found = {i: read.seen[path] for i, path in ids.items() if path in read.seen}
+    return {i: (s.size, s.changed) for i, s in found.items() if s.changed is not None}
+
+
+def _folder_labels(store: Store, paths: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+    """Split and label of each path, where the index takes them from the folders below its root."""
+    root = store.meta.root
+    if store.meta.labels != "folders":
+        return dict.fromkeys(paths, (None, None))
+    below = [p for p in paths if p.startswith(root.rstrip(os.sep) + os.sep)]
+    splits, labels = folder_labels(below, root)
+    return dict.fromkeys(paths, (None, None)) | dict(zip(below, zip(splits, labels, strict=True), strict=True))
+
+
+def _new_classes(store: Store, labels: set[str | None], encoder: Encoder) -> Classes | None:
+    """Classes that only the added pictures have, embedded as the index's were."""
+    names = sorted({label for label in labels if label is not None} - set(store.classes().names))
+    return Classes(names, encoder.encode_concepts(names, store.meta.templates)) if names else None
+
+
+def remove_pictures(folder: Path, targets: Sequence[str], *, missing: bool = False, sure: bool = False) -> list:
+    """Removes pictures by id, by path, by the folder above them, or all whose file is gone; returns ids and paths.
+
+    sure: also where so many files are gone that their drive may be. Raises `CallError` for a target that names no
+    picture, `SparsightError` where a drive may be missing; then nothing is removed.
+    """
+    with changing(folder, "remove") as store:
+        chosen = _chosen(store, targets, missing, sure)
+        if chosen:
+            change_store(folder, store, Change(removed=[i for i, _ in chosen]))
+    return chosen
+
+
+def plan_removal(folder: Path, targets: Sequence[str], *, missing: bool = False) -> list[tuple[int, str]]:
+    """The ids and paths that `remove_pictures` would remove; changes nothing."""
+    with Store(folder) as store:
+        return _chosen(store, targets, missing, sure=True)
+
+
+def compact(folder: Path) -> tuple[int, int]:
+    """Gives back the room that removed pictures take; returns the bytes of the index before and afterwards."""
+    with changing(folder, "compact") as store:
+        before = _bytes(folder)
+        compact_store(folder, store)
+        return before, _bytes(folder)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+
+
+def _chosen(store: Store, targets: Sequence[str], missing: bool, sure: bool) -> list[tuple[int, str]]:
+    chosen: dict[int, str] = {}
+    for target in targets:
+        found = _named(store, target)
+        if not found:
+            raise CallError(f"{target} names no picture of {store.folder}: give an id, a path or a folder of pictures")
+        chosen |= found
+    return sorted((chosen | (_missing(store, sure) if missing else {})).items())
+
+
+def _named(store: Store, target: str) -> dict[int, str]:
+    """The pictures that an id, a path or a folder names."""
+    if target.isascii() and target.isdigit():
+        rows = store.rows("SELECT image_id, path FROM images WHERE image_id = try_cast(? AS INTEGER)", [target])
+        return dict(rows)
+    for path in dict.fromkeys((path_text(target), path_text(os.path.abspath(target)))):
+        if rows := store.rows("SELECT image_id, path FROM images WHERE path = ?", [path]):
+            return dict(rows)
+        below = path.rstrip(os.sep) + os.sep
+        if rows := store.rows("SELECT image_id, path FROM images WHERE starts_with(path, ?)", [below]):
+            return dict(rows)
+    return {}
+
+
+def _missing(store: Store, sure: bool) -> dict[int, str]:
+    """The pictures whose files are gone; raises `SparsightError` where that looks like a drive that is not there."""
+    files = {i: p for i, p in store.rows("SELECT image_id, path FROM images") if os.path.isabs(p)}
+    if not files:
+        raise CallError(f"--missing: the pictures of {store.folder} were not indexed from files")
+    gone = {i: p for i, p in files.items() if not file_exists(p)}
+    if gone and not sure:
+        first, hint = (
+            min(gone.values()),
+            "is their drive mounted? --dry-run lists them, --yes removes them",
+        )
+        if folder := _gone_folder(files, gone):
+            raise SparsightError(f"--missing: all pictures in {folder} are gone, {first} for one; {hint}")
+        if len(gone) > MOST_MISSING * len(files):
+            raise SparsightError(f"--missing: {len(gone)} of {len(files)} files are gone, {first} for one; {hint}")
+    return gone
+
+
+def _gone_folder(files: dict[int, str], gone: dict[int, str]) -> str | None:
+    """A top folder of the index's pictures that is missing or empty, so that none of its pictures is there."""
+    top = os.path.commonpath([os.path.dirname(p) for p in files.values()])
+    below = lambda path: os.path.join(top, *os.path.relpath(path, top).split(os.sep)[:1])  # noqa: E731
+    standing = {below(p) for i, p in files.items() if i not in gone}
+    for folder in sorted({top} if len(gone) == len(files) else {below(p) for p in gone.values()} - standing):
+        if folder not in gone.values() and not (os.path.isdir(folder) and os.listdir(folder)):
+            return folder
+    return top if len(gone) == len(files) else None
+
+
+def file_exists(path: str) -> bool:
+    """Whether a path of the index, written as `path_text` does, is there on disk (a link that leads nowhere is not)."""
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda m: bytes([int(m[1], 16)]), os.fsencode(path))
+    return os.path.exists(path) or os.path.exists(raw)
