@@ -45,6 +45,14 @@ def first_line(e: BaseException) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 
+def inode(path: Path) -> int | None:
+    """The file that a path names now; None where there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
 def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     """A connection that reads an index's database as `store`, whatever is in it.
 

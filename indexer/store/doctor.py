@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from indexer.store.meta import COUNTS, MetaError, count_of, parse_meta
 from indexer.store.reader import Store, read_meta_rows, upgrade
 from indexer.store.schema import FORMAT
 from indexer.store.thumbnails import Place
+from indexer.store.vectors import DamagedVectors, Vectors, block_rows
 from training.encoders import fingerprint_of
 from training.errors import SparsightError
 
@@ -107,24 +109,36 @@ def open_leniently(folder: Path) -> tuple[Store, list[Fault]]:
 
 def _true_counts(store: Store) -> dict[str, int]:
     """The counts as the tables have them; one that cannot be read, or does not contradict them, is as stated."""
-    true: dict[str, int] = {}
+    true = {"d": _dimensions(store)}
     with suppress(SparsightError):
         n, last, row, size = store.rows(
             "SELECT count(*), coalesce(max(image_id), -1), coalesce(max(vector_row), -1), "
             "coalesce(max(thumbnail_start + thumbnail_bytes), 0) FROM images"
         )[0]
-        blocks = store.rows("SELECT count(*) FROM vector_blocks")[0][0]
         true["n"], true["next_id"] = n, max(store.meta.next_id, last + 1)
-        block = store.meta.vector_block
-        fits = block and -(-store.meta.vector_rows // block) == blocks and store.meta.vector_rows > row
-        true["vector_rows"] = store.meta.vector_rows if fits else max(row + 1, 0)
+        true["vector_rows"], true["vector_block"] = _true_rows(store, row + 1, true["d"])
         true["thumbnail_bytes"] = max(store.meta.thumbnail_bytes, size)
     with suppress(SparsightError):
         true["m"] = store.rows("SELECT count(*) FROM concepts")[0][0]
     with suppress(SparsightError):
         true["nnz"] = int(store.rows("SELECT coalesce(sum(count), 0) FROM posting_blocks")[0][0])
-    true["d"] = _dimensions(store)
     return true
+
+
+def _true_rows(store: Store, used: int, d: int) -> tuple[int, int]:
+    """How many rows the vectors' file has, and how many of them share a checksum: as stated where the last checksum
+    says so, else as the pictures and the writer have it. used: rows up to the last picture's."""
+    stated = store.meta.vector_rows, store.meta.vector_block
+    with suppress(SparsightError):
+        crcs = store.columns("SELECT crc FROM vector_blocks ORDER BY block")["crc"].astype(np.uint32)
+        for rows, block in dict.fromkeys(product((stated[0], used), (stated[1], block_rows(d)))):
+            if block and rows >= used and -(-rows // block) == len(crcs):
+                with suppress(DamagedVectors, OSError), closing(
+                    Vectors(store.folder / store.meta.vectors_file, rows, d, block, crcs)
+                ) as vectors:
+                    vectors.take(np.array([rows - 1] if rows else [], np.int64))
+                    return rows, block
+    return max(stated[0], used), block_rows(d)
 
 
 def _dimensions(store: Store) -> int:
@@ -259,9 +273,12 @@ def bad_vectors(store: Store) -> tuple[list[int], np.ndarray]:
 
 
 def _check_thumbnails(store: Store) -> Iterator[Fault]:
+    hint = "`sparsight doctor --repair` goes on without them"
+    if short := store.lost_thumbnail_bytes():
+        yield Fault(f"{store.meta.thumbnails_file} lacks {short} bytes of those that were written", hint)
     lost = sum(store.read_thumbnail(place) is None for place in all_places(store).values())
     if lost:
-        yield Fault(f"{lost} are not as they were written", "`sparsight doctor --repair` goes on without them")
+        yield Fault(f"{lost} are not as they were written", hint)
 
 
 def all_places(store: Store) -> dict[int, Place]:

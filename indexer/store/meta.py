@@ -113,7 +113,7 @@ def _count(key: str, text: str) -> int:
 
 
 def _file(key: str, text: str) -> str:
-    if not text or "/" in text or "\\" in text or text in (".", ".."):
+    if text in ("", ".", "..") or set(text) & set("/\\\0"):
         raise MetaError(f"its {key} is {text[:40]!r}, no name of a file in its folder")
     return text
 

@@ -7,7 +7,6 @@ database is replaced, never changed, and of the files beside it only what that d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from indexer.store.contents import Classes, Concept, ImageRow, Skip
-from indexer.store.database import DATABASE, HINT, open_database, told_as
+from indexer.store.database import DATABASE, HINT, inode, open_database, told_as
 from indexer.store.meta import IndexMeta, MetaError, parse_meta
 from indexer.store.postings import Postings
 from indexer.store.schema import FORMAT, TABLES
@@ -42,23 +41,19 @@ class Store:
     def __init__(self, folder: Path | str, *, meta: IndexMeta | None = None, check: bool = True):
         self.folder, self._checks = Path(folder), check
         for attempt in range(TRIES):
+            self._inode = inode(self.folder / DATABASE)  # first: what takes its place meanwhile is noticed
             self.con = open_database(self.folder)
             try:
-                self._inode = os.stat(self.folder / DATABASE).st_ino
                 self.meta = meta or self._read_meta()
                 if check:
                     self._check()
                     self.vectors, self._thumbnails  # noqa: B018 (opened now: a compaction may take them away)
                 return
-            except OSError as e:
+            except BaseException as e:
                 self.close()
-                if isinstance(e, FileNotFoundError) and not self.is_current() and attempt + 1 < TRIES:
-                    continue
-                name = Path(e.filename).name if e.filename else DATABASE
-                raise SparsightError(f"cannot read the index {self.folder}: {name}: {e.strerror}; {HINT}") from e
-            except BaseException:
-                self.close()
-                raise
+                taken_away = isinstance(e.__cause__, FileNotFoundError) and not self.is_current()
+                if not taken_away or attempt + 1 == TRIES:
+                    raise
 
     def _read_meta(self) -> IndexMeta:
         rows = read_meta_rows(self.con, self.folder)
@@ -77,11 +72,11 @@ class Store:
         lengths = self.rows(
             "SELECT count(*), (SELECT count(*) FROM concepts), "
             "coalesce(min(image_id), 0), coalesce(max(image_id), -1), "
-            "coalesce(min(vector_row), 0), coalesce(max(vector_row), -1) FROM images"
+            "coalesce(min(vector_row), 0), coalesce(max(vector_row), -1), count(vector_row) FROM images"
         )[0]
-        n, m, first, last, first_row, last_row = lengths
-        whole = first >= 0 and last < self.meta.next_id and first_row >= 0 and last_row < self.meta.vector_rows
-        if (n, m) != (self.meta.n, self.meta.m) or not whole:
+        n, m, first, last, first_row, last_row, rows = lengths
+        in_range = 0 <= first and last < self.meta.next_id and 0 <= first_row and last_row < self.meta.vector_rows
+        if (n, m, rows) != (self.meta.n, self.meta.m, n) or not in_range:
             raise self.damaged("its counts are not those of its tables")
 
     def bad_columns(self, d: int) -> list[str]:
@@ -96,10 +91,7 @@ class Store:
 
     def is_current(self) -> bool:
         """False once another generation has taken the file's place."""
-        try:
-            return os.stat(self.folder / DATABASE).st_ino == self._inode
-        except OSError:
-            return False
+        return inode(self.folder / DATABASE) == self._inode
 
     def close(self) -> None:
         self.con.close()
@@ -167,7 +159,8 @@ class Store:
 
     def _of_pictures(self, columns: str, image_ids: Sequence[int]) -> list[tuple]:
         """Columns of `images`, the id first, in the order asked for; each picture must be there."""
-        found = self.rows(f"SELECT {columns} FROM images JOIN {ids_table('image_id')} USING (image_id)", [image_ids])
+        sql = f"SELECT {columns} FROM images JOIN {ids_table('image_id')} USING (image_id)"
+        found = self.rows(sql, [list(image_ids)])
         by_id = {row[0]: row for row in found}
         if missing := [i for i in image_ids if i not in by_id]:
             raise self.damaged(f"it has no picture {missing[0]}")
@@ -210,9 +203,12 @@ class Store:
         """The file of embeddings; row `vector_rows[i]` of it is the i-th picture's."""
         meta = self.meta
         crcs = self.columns("SELECT crc FROM vector_blocks ORDER BY block")["crc"].astype(np.uint32)
-        with self.vectors_trusted():
-            path = self.folder / meta.vectors_file
-            return Vectors(path, meta.vector_rows, meta.d, max(1, meta.vector_block), crcs, check=self._checks)
+        path, block = self.folder / meta.vectors_file, max(1, meta.vector_block)
+        try:
+            with self.vectors_trusted():
+                return Vectors(path, meta.vector_rows, meta.d, block, crcs, check=self._checks)
+        except OSError as e:
+            raise self._unreadable(path, e) from e
 
     @contextmanager
     def vectors_trusted(self) -> Iterator[None]:
@@ -221,6 +217,9 @@ class Store:
             yield
         except DamagedVectors as e:
             raise self.damaged(f"its embeddings are not those that were written ({e})") from e
+
+    def _unreadable(self, path: Path, e: OSError) -> SparsightError:
+        return SparsightError(f"cannot read the index {self.folder}: {path.name}: {e.strerror}; {HINT}")
 
     @cached_property
     def vector_rows(self) -> np.ndarray:
@@ -257,15 +256,18 @@ class Store:
 
     @cached_property
     def _thumbnails(self) -> Thumbnails:
+        path = self.folder / self.meta.thumbnails_file
         try:
-            return Thumbnails(self.folder / self.meta.thumbnails_file, self.meta.thumbnail_bytes)
+            return Thumbnails(path, self.meta.thumbnail_bytes, check=self._checks)
         except ValueError as e:
             raise self.damaged(f"its thumbnails are not those that were written ({e})") from e
+        except OSError as e:
+            raise self._unreadable(path, e) from e
 
     def thumbnails(self, image_ids: Sequence[int]) -> dict[int, bytes]:
         """JPEG bytes by image id; pictures without one are left out."""
         places = self.thumbnail_places(image_ids)
-        found = {i: self._thumbnails.read(place) for i, place in places.items()}
+        found = {i: self.read_thumbnail(place) for i, place in places.items()}
         for image_id, jpeg in found.items():
             if jpeg is None:
                 raise self.damaged(f"the thumbnail of picture {image_id} is not the one that was written")
@@ -277,12 +279,16 @@ class Store:
             "SELECT image_id, thumbnail_start, thumbnail_bytes, thumbnail_crc FROM images "
             f"JOIN {ids_table('image_id')} USING (image_id) WHERE thumbnail_start IS NOT NULL"
         )
-        rows = self.rows(sql, [image_ids])
+        rows = self.rows(sql, [list(image_ids)])
         return {i: Place(start, size or 0, crc or 0) for i, start, size, crc in rows}
 
     def read_thumbnail(self, place: Place) -> bytes | None:
         """The JPEG at a place; None where it is not the one that was written."""
         return self._thumbnails.read(place)
+
+    def lost_thumbnail_bytes(self) -> int:
+        """How much shorter the thumbnails' file is than it was written."""
+        return self.meta.thumbnail_bytes - self._thumbnails.size
 
     # Concepts and classes
 

@@ -26,7 +26,7 @@ from indexer.store.dense import FILE, FLAT, build_dense, cached_dense, dense_key
 from indexer.store.doctor import AGAIN, DERIVED
 from indexer.store.reader import Store
 from indexer.store.vectors import Vectors
-from indexer.store.writer import Gathered, write_store
+from indexer.store.writer import Gathered, data_files, write_store
 from training.errors import SparsightError
 from training.terminal import progress
 
@@ -78,8 +78,8 @@ def _rewrite(folder: Path, faults: set[str]) -> list[str]:
         with store:
             contents, done, lost = _salvage(store, faults)
             try:
-                for name in (DATABASE, store.meta.vectors_file, store.meta.thumbnails_file):
-                    put_aside += _put_aside(folder / name)
+                for path in (folder / DATABASE, *data_files(folder)):
+                    put_aside += _put_aside(path)
                 write_store(folder, contents)
             except BaseException:
                 for path in put_aside:
@@ -246,7 +246,7 @@ class _Thumbnails(Sequence[bytes | None]):
             return None
         try:
             jpeg = self._store.read_thumbnail(place)
-        except (SparsightError, OSError):
+        except SparsightError:
             jpeg = None
         self._lost.count += jpeg is None
         return jpeg

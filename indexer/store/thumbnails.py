@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from indexer.store.vectors import open_plain
 from training.files import publish
 
 
@@ -28,14 +29,15 @@ class Place(NamedTuple):
 class Thumbnails:
     """The thumbnails' file of an index, read where it is asked for.
 
-    Raises OSError where the file cannot be opened, ValueError where it is shorter than it should be.
+    path; size: its bytes that count; check: without, a file that is shorter is read as far as it goes. Raises OSError
+    where the file cannot be opened, ValueError where it is shorter than it should be.
     """
 
-    def __init__(self, path: Path, size: int):
-        self.path, self.size = path, size
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    def __init__(self, path: Path, size: int, *, check: bool = True):
+        self._file = open_plain(path)
         held = os.fstat(self._file).st_size
-        if held < size:
+        self.path, self.size = path, min(size, held)
+        if check and held < size:
             os.close(self._file)
             raise ValueError(f"{path.name} has {held} bytes, {size} were written")
 

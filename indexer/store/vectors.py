@@ -9,7 +9,9 @@ quarter of what a SHA-256 does.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +37,15 @@ class DamagedVectors(ValueError):
     """A block of the vectors' file is not the one that was written."""
 
 
+def open_plain(path: Path) -> int:
+    """A handle to read a file by; raises OSError where it is no plain file: a pipe would be waited for."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return handle
+
+
 def block_rows(d: int) -> int:
     """Rows of d dimensions that have one checksum."""
     return max(1, BLOCK_BYTES // (4 * max(d, 1)))
@@ -50,7 +61,7 @@ class Vectors:
     def __init__(self, path: Path, count: int, d: int, block: int, crcs: np.ndarray, *, check: bool = True):
         self.path, self.count, self.d, self.block = path, count, d, block
         self._crcs = crcs
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._file = open_plain(path)
         try:
             size = os.fstat(self._file).st_size
             if size < 4 * count * d:

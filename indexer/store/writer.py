@@ -27,6 +27,7 @@ from indexer.store.database import (
     HINT,
     STORAGE_VERSION,
     first_line,
+    inode,
     insert,
     quoted,
     raise_interrupts,
@@ -328,7 +329,14 @@ def _write_meta(con: duckdb.DuckDBPyConnection, meta: IndexMeta) -> None:
 def unused_files(folder: Path, meta: IndexMeta) -> list[Path]:
     """The data files of a folder that its database does not name, left by a writer that died."""
     held = {meta.vectors_file, meta.thumbnails_file}
-    return sorted(p for pattern in DATA_FILES for p in folder.glob(pattern) if p.name not in held and not p.is_dir())
+    if not all((folder / name).is_file() for name in held):
+        return []  # what the database says of its files is not to be trusted
+    return [path for path in data_files(folder) if path.name not in held]
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files of a folder that are named as those beside the database are."""
+    return sorted(p for pattern in DATA_FILES for p in folder.glob(pattern) if not p.is_dir())
 
 
 @contextmanager
@@ -338,7 +346,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
     Whatever happens, the data files that the database which then stands does not name are removed.
     """
     partial = folder / f".{DATABASE}.{os.getpid()}.part"
-    earlier = _inode(folder / DATABASE)
+    earlier = inode(folder / DATABASE)
     try:
         yield partial
         publish(partial, folder / DATABASE)
@@ -348,7 +356,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
             raise
         reason = getattr(e, "strerror", None) or first_line(e)
         stands = "the earlier one is unchanged"
-        if _inode(folder / DATABASE) not in (earlier, None):  # the folder could not be synced
+        if inode(folder / DATABASE) not in (earlier, None):  # the folder could not be synced
             stands = "the new one has taken its place, but may not outlive a loss of power"
         raise SparsightError(f"cannot write the index {folder}: {reason}; {stands}") from e
     finally:
@@ -366,13 +374,6 @@ def current_meta(folder: Path) -> IndexMeta | None:
         with Store(folder, check=False) as store:
             return store.meta
     except SparsightError:
-        return None
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_ino
-    except OSError:
         return None
 
 
