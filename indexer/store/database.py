@@ -122,6 +122,14 @@ def _objects(values: Sequence) -> np.ndarray:
     return out
 
 
+def inode(path: Path) -> int | None:
+    """The number of the file at a path: another one once the file is replaced. None where there is no file."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
 def quoted(path: Path | str) -> str:
     """A path, or any text, as an SQL literal."""
     return "'" + str(path).replace("'", "''") + "'"

@@ -7,7 +7,6 @@ database is replaced, never changed, and of the files beside it only what that d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from indexer.store.contents import Classes, Concept, ImageRow, Skip
-from indexer.store.database import DATABASE, HINT, open_database, told_as
+from indexer.store.database import DATABASE, HINT, inode, open_database, told_as
 from indexer.store.meta import IndexMeta, MetaError, parse_meta
 from indexer.store.postings import Postings
 from indexer.store.schema import FORMAT, TABLES
@@ -42,9 +41,9 @@ class Store:
     def __init__(self, folder: Path | str, *, meta: IndexMeta | None = None, check: bool = True):
         self.folder, self._checks = Path(folder), check
         for attempt in range(TRIES):
+            self._inode = inode(self.folder / DATABASE)  # before it is opened: it may be replaced right after
             self.con = open_database(self.folder)
             try:
-                self._inode = os.stat(self.folder / DATABASE).st_ino
                 self.meta = meta or self._read_meta()
                 if check:
                     self._check()
@@ -96,10 +95,8 @@ class Store:
 
     def is_current(self) -> bool:
         """False once another generation has taken the file's place."""
-        try:
-            return os.stat(self.folder / DATABASE).st_ino == self._inode
-        except OSError:
-            return False
+        now = inode(self.folder / DATABASE)
+        return now is not None and now == self._inode
 
     def close(self) -> None:
         self.con.close()

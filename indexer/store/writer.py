@@ -27,6 +27,7 @@ from indexer.store.database import (
     HINT,
     STORAGE_VERSION,
     first_line,
+    inode,
     insert,
     quoted,
     raise_interrupts,
@@ -176,13 +177,14 @@ def _compact(folder: Path, partial: Path, meta: IndexMeta) -> IndexMeta:
         crcs = con.execute("SELECT crc FROM vector_blocks ORDER BY block").fetchnumpy()["crc"].astype(np.uint32)
         columns = "image_id, vector_row, " + ", ".join(f"coalesce({name}, -1) AS {name}" for name in CASTS)
         held = con.execute(f"SELECT {columns} FROM images ORDER BY image_id").fetchnumpy()
-        ids, rows, *places = (np.asarray(column, np.int64) for column in held.values())
+        ids, rows, starts, sizes, sums = (np.asarray(column, np.int64) for column in held.values())
         vectors = Vectors(folder / meta.vectors_file, meta.vector_rows, meta.d, meta.vector_block, crcs)
-        thumbnails = _thumbnails_at(folder / meta.thumbnails_file, *places[:2])
-        meta, crcs, at = _new_files(folder, meta, Gathered(vectors, rows), thumbnails)
+        thumbnails = _thumbnails_at(folder / meta.thumbnails_file, starts, sizes)
+        meta, crcs, places = _new_files(folder, meta, Gathered(vectors, rows), thumbnails)
+        places = places._replace(crc=sums.astype(np.uint32))  # those it was written with: damage must stay damage
         vectors.close()
         con.execute("BEGIN")
-        _update_from(con, {"image_id": ids, "vector_row": np.arange(len(ids)), **at.columns()})
+        _update_from(con, {"image_id": ids, "vector_row": np.arange(len(ids)), **places.columns()})
         con.execute("DELETE FROM vector_blocks")
         _insert_blocks(con, 0, crcs)
         _write_meta(con, meta)
@@ -338,7 +340,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
     Whatever happens, the data files that the database which then stands does not name are removed.
     """
     partial = folder / f".{DATABASE}.{os.getpid()}.part"
-    earlier = _inode(folder / DATABASE)
+    earlier = inode(folder / DATABASE)
     try:
         yield partial
         publish(partial, folder / DATABASE)
@@ -348,7 +350,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
             raise
         reason = getattr(e, "strerror", None) or first_line(e)
         stands = "the earlier one is unchanged"
-        if _inode(folder / DATABASE) not in (earlier, None):  # the folder could not be synced
+        if inode(folder / DATABASE) not in (earlier, None):  # the folder could not be synced
             stands = "the new one has taken its place, but may not outlive a loss of power"
         raise SparsightError(f"cannot write the index {folder}: {reason}; {stands}") from e
     finally:
@@ -366,13 +368,6 @@ def current_meta(folder: Path) -> IndexMeta | None:
         with Store(folder, check=False) as store:
             return store.meta
     except SparsightError:
-        return None
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_ino
-    except OSError:
         return None
 
 
