@@ -6,6 +6,7 @@ the room of what was removed. A commit is `indexer.store.change_store`: all of i
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Container, Iterator, Sequence
@@ -213,8 +214,14 @@ def _folder_labels(store: Store, paths: Sequence[str]) -> dict[str, tuple[str | 
     if store.meta.labels != "folders":
         return dict.fromkeys(paths, (None, None))
     below = [p for p in paths if p.startswith(root.rstrip(os.sep) + os.sep)]
-    splits, labels = folder_labels(below, root)
+    splits, labels = folder_labels(below, root, _label_depth(store))
     return dict.fromkeys(paths, (None, None)) | dict(zip(below, zip(splits, labels, strict=True), strict=True))
+
+
+def _label_depth(store: Store) -> int | None:
+    """How many folders stand above those that are the labels, as the index's pictures tell; None where none does."""
+    sql = "SELECT max(split IS NOT NULL)::INTEGER FROM images WHERE split IS NOT NULL OR label IS NOT NULL"
+    return store.rows(sql)[0][0]
 
 
 def _new_classes(store: Store, labels: set[str | None], encoder: Encoder) -> Classes | None:
@@ -285,10 +292,7 @@ def _missing(store: Store, sure: bool) -> dict[int, str]:
         raise CallError(f"--missing: the pictures of {store.folder} were not indexed from files")
     gone = {i: p for i, p in files.items() if not file_exists(p)}
     if gone and not sure:
-        first, hint = (
-            min(gone.values()),
-            "is their drive mounted? --dry-run lists them, --yes removes them",
-        )
+        first, hint = min(gone.values()), "is their drive mounted? --dry-run lists them, --yes removes them"
         if folder := _gone_folder(files, gone):
             raise SparsightError(f"--missing: all pictures in {folder} are gone, {first} for one; {hint}")
         if len(gone) > MOST_MISSING * len(files):
@@ -297,17 +301,40 @@ def _missing(store: Store, sure: bool) -> dict[int, str]:
 
 
 def _gone_folder(files: dict[int, str], gone: dict[int, str]) -> str | None:
-    """A top folder of the index's pictures that is missing or empty, so that none of its pictures is there."""
+    """A folder that is missing or empty, or cannot be looked into, and held all pictures of one of the top folders."""
     top = os.path.commonpath([os.path.dirname(p) for p in files.values()])
-    below = lambda path: os.path.join(top, *os.path.relpath(path, top).split(os.sep)[:1])  # noqa: E731
-    standing = {below(p) for i, p in files.items() if i not in gone}
-    for folder in sorted({top} if len(gone) == len(files) else {below(p) for p in gone.values()} - standing):
-        if folder not in gone.values() and not (os.path.isdir(folder) and os.listdir(folder)):
-            return folder
-    return top if len(gone) == len(files) else None
+    if len(gone) == len(files):
+        return top
+    first = lambda path: os.path.relpath(path, top).split(os.sep)[0]  # noqa: E731
+    standing = {first(p) for i, p in files.items() if i not in gone}
+    folders: dict[str, list[str]] = {}
+    for path in gone.values():
+        if first(path) not in standing and os.path.dirname(path) != top:
+            folders.setdefault(first(path), []).append(os.path.dirname(path))
+    common = (os.path.commonpath(below) for _, below in sorted(folders.items()))  # a drive may be mounted deeper down
+    return next((folder for folder in common if _is_empty(folder)), None)
+
+
+def _is_empty(folder: str) -> bool:
+    try:
+        return not os.listdir(on_disk(folder))
+    except OSError:
+        return True
 
 
 def file_exists(path: str) -> bool:
-    """Whether a path of the index, written as `path_text` does, is there on disk (a link that leads nowhere is not)."""
+    """Whether a path of the index is there on disk (a link that leads nowhere is not), or may be: a folder that may not
+    be entered, or a drive that does not answer, tells nothing."""
+    try:
+        os.stat(on_disk(path))
+    except ValueError:
+        return False
+    except OSError as e:
+        return e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+    return True
+
+
+def on_disk(path: str) -> str | bytes:
+    """A path of the index, written as `path_text` does, as the file system has it."""
     raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda m: bytes([int(m[1], 16)]), os.fsencode(path))
-    return os.path.exists(path) or os.path.exists(raw)
+    return path if os.path.lexists(path) else raw

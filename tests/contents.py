@@ -33,7 +33,9 @@ def make_pictures(n: int = 12, m: int = 5, d: int = 8, seed: int = 0, **describe
     )
 
 
-def make_contents(n: int = 12, m: int = 5, d: int = 8, seed: int = 0, *, factory: str = "Flat", **more: Any) -> Contents:
+def make_contents(
+    n: int = 12, m: int = 5, d: int = 8, seed: int = 0, *, factory: str = "Flat", **more: Any
+) -> Contents:
     """All that an index of n pictures holds; more: parts of it in place of the default."""
     rng = np.random.default_rng(1000 + seed)
     dictionary = Dictionary(

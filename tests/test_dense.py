@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.store import Change, Store, change_store, dense, write_store
-from indexer.store.dense import FILE, FaissIndex, FlatIndex, build_dense, cached_dense, dense_key, open_dense, save_dense
+from indexer.store.dense import (
+    FILE,
+    FaissIndex,
+    FlatIndex,
+    build_dense,
+    cached_dense,
+    dense_key,
+    open_dense,
+    save_dense,
+)
 from indexer.store.vectors import Vectors, write_vectors
 from search.engine import top_k
 from training.errors import CallError
@@ -136,7 +145,9 @@ def test_a_cache_grows_by_the_rows_that_were_added(tmp_path, build, factory):
     assert build == [200], "the grown one was kept"
 
 
-@pytest.mark.parametrize("fault", ["missing", "flipped", "truncated", "of other vectors", "of another factory", "empty"])
+@pytest.mark.parametrize(
+    "fault", ["missing", "flipped", "truncated", "of other vectors", "of another factory", "empty"]
+)
 def test_a_cache_that_cannot_be_trusted_is_built_anew(tmp_path, build, fault):
     c = make_contents(factory="HNSW8")
     write_store(tmp_path, c)

@@ -143,7 +143,10 @@ def test_a_failed_write_leaves_the_earlier_index(tmp_path):
 def test_a_removal_writes_to_no_file_and_an_addition_behind_what_is_there(tmp_path):
     before = write_store(tmp_path, make_contents(n=40))
     vectors, thumbnails = tmp_path / before.vectors_file, tmp_path / before.thumbnails_file
-    held, stamps = [p.read_bytes() for p in (vectors, thumbnails)], [p.stat().st_mtime_ns for p in (vectors, thumbnails)]
+    held, stamps = (
+        [p.read_bytes() for p in (vectors, thumbnails)],
+        [p.stat().st_mtime_ns for p in (vectors, thumbnails)],
+    )
     with Store(tmp_path) as old:
         removed = change(tmp_path, Change(removed=[3, 39]))
         assert [p.stat().st_mtime_ns for p in (vectors, thumbnails)] == stamps
@@ -298,7 +301,10 @@ def test_damaged_postings_are_refused_before_scipy_sees_them(tmp_path, harm):
 def test_what_leads_to_the_vectors_is_checked(tmp_path, harm):
     write_store(tmp_path, make_contents())
     sql(tmp_path, harm)
-    with pytest.raises(SparsightError, match=r"damaged: .*; rebuild it|has no crc; rebuild it"), Store(tmp_path) as store:
+    with (
+        pytest.raises(SparsightError, match=r"damaged: .*; rebuild it|has no crc; rebuild it"),
+        Store(tmp_path) as store,
+    ):
         store.embeddings_of([3])
 
 

@@ -151,17 +151,21 @@ def in_order(do: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: i
         pool.shutdown(cancel_futures=True)
 
 
-def folder_labels(paths: Sequence[str], root: Path | str) -> tuple[list[str | None], list[str | None]]:
+def folder_labels(
+    paths: Sequence[str], root: Path | str, depth: int | None = None
+) -> tuple[list[str | None], list[str | None]]:
     """(splits, labels) that folders give: of `root/tabby_cat/…/1.jpg` the label is "tabby cat".
 
     Where all folders of the first level are named as splits are (train, test, val), they are these, and those of
-    the second level the labels. A picture above the class folders has no label.
+    the second level the labels. A picture above the class folders has no label. depth: 0 or 1, the folders above
+    those that are labels, where other pictures have settled it.
     """
     top = os.path.abspath(root)
     folders = [os.path.relpath(p, top).split(os.sep)[:-1] for p in paths]
-    first = {f[0] for f in folders if f}
-    depth = 1 if first and first <= SPLITS else 0
-    splits = [f[0] if depth and f else None for f in folders]
+    if depth is None:
+        first = {f[0] for f in folders if f}
+        depth = 1 if first and first <= SPLITS else 0
+    splits = [f[0] if depth and f and f[0] in SPLITS else None for f in folders]
     return splits, [_spoken(f[depth]) if len(f) > depth else None for f in folders]
 
 

@@ -133,9 +133,10 @@ def _true_rows(store: Store, used: int, d: int) -> tuple[int, int]:
         crcs = store.columns("SELECT crc FROM vector_blocks ORDER BY block")["crc"].astype(np.uint32)
         for rows, block in dict.fromkeys(product((stated[0], used), (stated[1], block_rows(d)))):
             if block and rows >= used and -(-rows // block) == len(crcs):
-                with suppress(DamagedVectors, OSError), closing(
-                    Vectors(store.folder / store.meta.vectors_file, rows, d, block, crcs)
-                ) as vectors:
+                with (
+                    suppress(DamagedVectors, OSError),
+                    closing(Vectors(store.folder / store.meta.vectors_file, rows, d, block, crcs)) as vectors,
+                ):
                     vectors.take(np.array([rows - 1] if rows else [], np.int64))
                     return rows, block
     return max(stated[0], used), block_rows(d)

@@ -41,7 +41,7 @@ class Store:
     def __init__(self, folder: Path | str, *, meta: IndexMeta | None = None, check: bool = True):
         self.folder, self._checks = Path(folder), check
         for attempt in range(TRIES):
-            self._inode = inode(self.folder / DATABASE)  # first: what takes its place meanwhile is noticed
+            self._inode = inode(self.folder / DATABASE)  # before it is opened: it may be replaced right after
             self.con = open_database(self.folder)
             try:
                 self.meta = meta or self._read_meta()
@@ -75,7 +75,7 @@ class Store:
             "coalesce(min(vector_row), 0), coalesce(max(vector_row), -1), count(vector_row) FROM images"
         )[0]
         n, m, first, last, first_row, last_row, rows = lengths
-        in_range = 0 <= first and last < self.meta.next_id and 0 <= first_row and last_row < self.meta.vector_rows
+        in_range = first >= 0 and last < self.meta.next_id and first_row >= 0 and last_row < self.meta.vector_rows
         if (n, m, rows) != (self.meta.n, self.meta.m, n) or not in_range:
             raise self.damaged("its counts are not those of its tables")
 
@@ -91,7 +91,8 @@ class Store:
 
     def is_current(self) -> bool:
         """False once another generation has taken the file's place."""
-        return inode(self.folder / DATABASE) == self._inode
+        now = inode(self.folder / DATABASE)
+        return now is not None and now == self._inode
 
     def close(self) -> None:
         self.con.close()
