@@ -152,22 +152,7 @@ def write_index(
     with progress("code", len(X)) as step:
         codes = encode_sparse(X, dictionary.D, config.coder, device=encoder.device, progress=step)
     dense = build_dense(X, X.shape[1], config.dense) if config.dense != FLAT and len(X) else None
-    meta = IndexMeta(
-        d=X.shape[1],
-        dataset=source.dataset,
-        root=source.root,
-        embedded=source.embedded,
-        labels=source.labels,
-        encoder_name=encoder.name,
-        encoder_source=encoder.source,
-        encoder_fingerprint=encoder.fingerprint,
-        trained_on=encoder.trained_on,
-        dictionary=dictionary.source,
-        dictionary_fingerprint=dictionary.fingerprint,
-        templates=templates,
-        coder=config.coder,
-        dense_factory=config.dense,
-    )
+    meta = index_meta(encoder, dictionary, source, config, templates)
     contents = Contents(
         meta=meta,
         pictures=Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described),
@@ -182,6 +167,28 @@ def write_index(
         with Store(folder) as store:
             save_dense(folder, dense, dense_key(store, len(X)))
     return Built(meta, skipped)
+
+
+def index_meta(
+    encoder: Encoder, dictionary: Dictionary, source: Source, config: IndexConfig, templates: tuple[str, ...]
+) -> IndexMeta:
+    """What an index is to say of itself, but for its counts and files."""
+    return IndexMeta(
+        d=dictionary.D.shape[1],
+        dataset=source.dataset,
+        root=source.root,
+        embedded=source.embedded,
+        labels=source.labels,
+        encoder_name=encoder.name,
+        encoder_source=encoder.source,
+        encoder_fingerprint=encoder.fingerprint,
+        trained_on=encoder.trained_on,
+        dictionary=dictionary.source,
+        dictionary_fingerprint=dictionary.fingerprint,
+        templates=templates,
+        coder=config.coder,
+        dense_factory=config.dense,
+    )
 
 
 def centre_modalities(
