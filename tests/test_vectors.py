@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,7 +39,7 @@ def test_any_sequence_of_additions_is_one_write(sizes, block, garbage):
     with TemporaryDirectory() as name:
         path, ends = Path(name) / "vectors-1.f32", np.cumsum(sizes)
         count, crcs = write_vectors(path, X[: sizes[0]], 3, block)
-        for start, stop in zip(ends[:-1], ends[1:], strict=True):
+        for start, stop in pairwise(ends):
             with path.open("ab") as f:
                 f.write(garbage)  # of a writer that died
             with closing(Vectors(path, count, 3, block, crcs)) as held:

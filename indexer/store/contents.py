@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,7 +64,7 @@ class Described:
     hashes: Sequence[str | None] = ()
     sizes: Sequence[int | None] = ()
     changed: Sequence[int | None] = ()
-    thumbnails: Sequence[bytes | None] = ()
+    thumbnails: Iterable[bytes | None] = ()
 
     def columns(self) -> dict[str, Sequence]:
         """The columns of `images` that they are."""

@@ -25,7 +25,6 @@ from indexer.store.dense import FILE, FLAT, cached_dense
 from indexer.store.meta import COUNTS, MetaError, count_of, parse_meta
 from indexer.store.reader import Store, read_meta_rows, upgrade
 from indexer.store.schema import FORMAT
-from indexer.store.thumbnails import Place
 from indexer.store.vectors import DamagedVectors, Vectors, block_rows
 from training.encoders import fingerprint_of
 from training.errors import SparsightError
@@ -35,7 +34,6 @@ DROPS = "`sparsight doctor --repair` drops those pictures, `sparsight add` takes
 DERIVED = ("posting_blocks", "skipped", "vector_blocks")  # tables that an index can do without, or that follow
 SAMPLE = 64  # pictures that are coded again
 UNIT = 1e-3  # how far a norm may be from 1
-CHUNK = 4096  # thumbnails read at a time
 
 
 @dataclass(frozen=True)
@@ -247,47 +245,36 @@ def _check_paths(store: Store) -> Iterator[Fault]:
 
 
 def _check_vectors(store: Store) -> Iterator[Fault]:
-    bad_blocks, bad_rows = bad_vectors(store)
+    bad_blocks, bad_rows = bad_vectors(store.vectors)
     if bad_blocks:
         rows = store.vector_rows // store.meta.vector_block
         count = int(np.isin(rows, bad_blocks).sum())
         where = f"{len(bad_blocks)} blocks of {store.meta.vectors_file} (the first: {bad_blocks[0]})"
         yield Fault(f"{where} are not as they were written: they hold {count} pictures", DROPS)
-    if len(bad_rows):
-        ids = store.image_ids[np.isin(store.vector_rows, bad_rows)]
+    ids = store.image_ids[np.isin(store.vector_rows, bad_rows)]
+    if len(ids):
         yield Fault(f"{len(ids)} are not of unit norm (the first: picture {ids[0]})", DROPS)
 
 
-def bad_vectors(store: Store) -> tuple[list[int], np.ndarray]:
-    """The blocks of the vectors' file that are not as they were written; and, of the others, the rows of pictures that
-    are not of unit norm."""
-    vectors, block = store.vectors, store.meta.vector_block
-    bad_blocks = vectors.damaged_blocks()
-    held = np.zeros(len(vectors), bool)
-    held[store.vector_rows] = True
-    bad_rows = []
-    for start in range(0, len(vectors), block):
-        if start // block not in bad_blocks:
-            rows = start + np.array(not_unit(vectors[start : start + block]), np.int64)
-            bad_rows.append(rows[held[rows]])
-    return bad_blocks, np.concatenate([*bad_rows, np.zeros(0, np.int64)])
+def bad_vectors(vectors: Vectors) -> tuple[list[int], np.ndarray]:
+    """The blocks of a vectors' file that are not as they were written; and, of the others, the rows that are not of
+    unit norm."""
+    bad_blocks, bad_rows = [], [np.zeros(0, np.int64)]
+    for block, rows in vectors.blocks():
+        if rows is None:
+            bad_blocks.append(block)
+        else:
+            bad_rows.append(block * vectors.block + np.array(not_unit(rows), np.int64))
+    return bad_blocks, np.concatenate(bad_rows)
 
 
 def _check_thumbnails(store: Store) -> Iterator[Fault]:
     hint = "`sparsight doctor --repair` goes on without them"
     if short := store.lost_thumbnail_bytes():
         yield Fault(f"{store.meta.thumbnails_file} lacks {short} bytes of those that were written", hint)
-    lost = sum(store.read_thumbnail(place) is None for place in all_places(store).values())
+    lost = sum(jpeg is None for _, jpeg in store.every_thumbnail())
     if lost:
         yield Fault(f"{lost} are not as they were written", hint)
-
-
-def all_places(store: Store) -> dict[int, Place]:
-    """Where each picture's thumbnail lies."""
-    found: dict[int, Place] = {}
-    for start in range(0, len(store), CHUNK):
-        found |= store.thumbnail_places(store.image_ids[start : start + CHUNK].tolist())
-    return found
 
 
 def check_dictionary(store: Store) -> Iterator[Fault]:

@@ -26,6 +26,7 @@ from indexer.store.vectors import DamagedVectors, Vectors
 from training.encoders import Means, TextEncoder
 from training.errors import SparsightError
 
+MANY = 4096  # thumbnails whose places are read at a time
 FEW = 50  # pictures whose codes are read block by block; for more all postings are
 TRIES = 5  # a compaction may take a file away between opening the database and opening that file
 
@@ -286,6 +287,12 @@ class Store:
     def read_thumbnail(self, place: Place) -> bytes | None:
         """The JPEG at a place; None where it is not the one that was written."""
         return self._thumbnails.read(place)
+
+    def every_thumbnail(self) -> Iterator[tuple[int, bytes | None]]:
+        """The id and the JPEG of every picture that has one, by id; None for one that is not as it was written."""
+        for start in range(0, len(self), MANY):
+            for image_id, place in self.thumbnail_places(self.image_ids[start : start + MANY].tolist()).items():
+                yield image_id, self.read_thumbnail(place)
 
     def lost_thumbnail_bytes(self) -> int:
         """How much shorter the thumbnails' file is than it was written."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
-from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -139,7 +138,7 @@ def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str], _Lost
         hashes=[p.content_hash for p in pictures],
         sizes=[p.file_bytes for p in pictures],
         changed=[p.file_changed for p in pictures],
-        thumbnails=_Thumbnails(store, ids, lost),
+        thumbnails=_thumbnails(store, ids, lost),
     )
     contents = Contents(
         meta=replace(store.meta),
@@ -188,12 +187,10 @@ def _sound_rows(store: Store) -> tuple[Vectors, np.ndarray]:
     except (OSError, ValueError, ZeroDivisionError) as e:
         raise SparsightError(f"its embeddings in {meta.vectors_file} cannot be read: {e}") from e
     good = np.ones(whole, bool)
-    for block in vectors.damaged_blocks():
+    bad_blocks, bad_rows = doctor.bad_vectors(vectors)
+    good[bad_rows] = False
+    for block in bad_blocks:
         good[block * meta.vector_block : (block + 1) * meta.vector_block] = False
-    for start in range(0, whole, meta.vector_block):
-        if good[start]:
-            bad = doctor.not_unit(vectors[start : start + meta.vector_block])
-            good[start + np.array(bad, np.int64)] = False
     return vectors, good
 
 
@@ -230,26 +227,15 @@ def _salvage_skipped(store: Store, done: list[str]) -> Sequence[Skip]:
         return ()
 
 
-class _Thumbnails(Sequence[bytes | None]):
-    """The thumbnails of pictures, read as they are asked for; None for those that cannot be read."""
-
-    def __init__(self, store: Store, ids: np.ndarray, lost: _Lost):
-        self._store, self._ids, self._lost = store, ids.tolist(), lost
-        self._places = doctor.all_places(store)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, i: Any) -> Any:
-        place = self._places.get(self._ids[i])
-        if place is None:
-            return None
-        try:
-            jpeg = self._store.read_thumbnail(place)
-        except SparsightError:
-            jpeg = None
-        self._lost.count += jpeg is None
-        return jpeg
+def _thumbnails(store: Store, ids: np.ndarray, lost: _Lost) -> Iterator[bytes | None]:
+    """The thumbnails of some pictures (ids ascending), read as they are asked for; None where there is none."""
+    every = store.every_thumbnail()
+    image_id, jpeg = next(every, (-1, None))
+    for wanted in ids.tolist():
+        while 0 <= image_id < wanted:
+            image_id, jpeg = next(every, (-1, None))
+        lost.count += image_id == wanted and jpeg is None
+        yield jpeg if image_id == wanted else None
 
 
 def _free_name(path: Path) -> Path:
