@@ -11,7 +11,8 @@ import click
 from indexer.cli import builds
 from indexer.exchange.cli import export, import_, sql
 from search.cli import queries
-from training.cli import Command, Group, data_option, device_option, index_option, json_option, seed_option, train
+from training.cli import train
+from training.commands import Command, Group, data_option, device_option, index_option, json_option, seed_option
 from training.errors import SparsightError
 
 if TYPE_CHECKING:
