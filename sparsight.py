@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from training.cli import Group
+from training.commands import Group
 from training.errors import CallError, SparsightError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from training.cli import Command, data_option, device_option, index_option, json_option, seed_option
+from training.commands import Command, data_option, device_option, index_option, json_option, seed_option
 from training.errors import SparsightError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from indexer.config import CoderConfig, IndexConfig
-from training.cli import Command, Group, data_option, device_option, index_option, json_option
+from training.commands import Command, Group, data_option, device_option, index_option, json_option
 from training.errors import CallError, SparsightError
 from training.terminal import printable
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from training.cli import Command, Group, device_option, index_option, json_option, k_option
+from training.commands import Command, Group, device_option, index_option, json_option, k_option
 from training.errors import CallError, SparsightError
 from training.terminal import printable, table
 

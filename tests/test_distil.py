@@ -10,23 +10,15 @@ import torch
 
 from training.config import DistilConfig
 from training.data.captions import TEMPLATES, embed_concepts, make_captions
-from training.distil import (
-    KINDS,
-    blend,
-    embed_by_teacher,
-    like_lengths,
-    null_direction,
-    phrases,
-    targets,
-    teach,
-    word_senses,
-)
+from training.data.words import KINDS, phrases, word_senses
+from training.distil import Lesson, blend, embed_by_teacher, like_lengths, null_direction, own_prompts, targets, teach
 from training.encoders import open_encoder
 from training.encoders.dual import load_model, save_model
 from training.encoders.numpy_text import NumpyTextEncoder
 from training.encoders.text_tower import train_tokenizer
 from training.errors import SparsightError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHARP = DistilConfig(class_sharpness=200.0, term_sharpness=200.0)
 
 
@@ -132,6 +124,16 @@ def test_batches_hold_each_row_once_and_texts_of_like_length():
     assert np.mean([np.ptp(lengths[b]) for b in batches]) < 40 < np.ptp(lengths)
 
 
+def test_every_prompt_wants_the_place_of_the_concept_that_it_holds(pictures):
+    captions = make_captions(pictures)
+    D = np.eye(len(captions.concepts), dtype=np.float32)
+    prompts, places = own_prompts(captions, D)
+    assert places.shape == (len(prompts), len(D))
+    assert sum("a kind of" in prompt for prompt in prompts) == len(TEMPLATES) * (len(D) - 10)
+    for prompt, place in zip(prompts, places.numpy(), strict=True):
+        assert captions.concepts[place.argmax()] in prompt
+
+
 def test_a_missing_teacher_is_named(tmp_path):
     with pytest.raises(SparsightError, match="teacher"):
         embed_by_teacher(str(tmp_path / "none"), ["cat"], torch.device("cpu"))
@@ -143,13 +145,14 @@ def test_a_taught_tower_keeps_the_concepts_and_learns_the_words(pictures, small_
     D = embed_concepts(model.encode_texts, captions.concepts, TEMPLATES)
     words = ["moggy", "jetliner", "steed", "tanker"]
     wanted = D[[captions.concepts.index(c) for c in ("cat", "airplane", "horse", "ship")]]
+    lesson = Lesson(words, wanted, np.ones(len(words)), np.ones(len(words), bool))
     config = DistilConfig(vocab_size=400, width=32, layers=1, epochs=50, batch_size=4, concept_batch=16, lr=5e-3)
-    taught = teach(model, captions, D, words, wanted, np.ones(len(words)), config, torch.device("cpu"))
+    taught = teach(model, captions, D, lesson, config)
     save_model(taught, tmp_path, {}, {})
     encoder = open_encoder(str(tmp_path))
     assert ((encoder.encode_texts(words) * wanted).sum(1) > 0.8).all()
     assert ((encoder.encode_concepts(captions.concepts) * D).sum(1) > 0.8).all()
-    again = teach(load_model(tmp_path), captions, D, words, wanted, np.ones(len(words)), config, torch.device("cpu"))
+    again = teach(load_model(tmp_path), captions, D, lesson, replace(config, epochs=2))
     assert again.tokenizer.get_vocab() == taught.tokenizer.get_vocab()
     moved = again.encode_texts(["a photo of a truck."]) @ taught.encode_texts(["a photo of a truck."]).T
     assert 0.9 < float(moved[0, 0]) < 1 - 1e-7

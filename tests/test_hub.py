@@ -24,7 +24,7 @@ from training.data.captions import fill
 from training.data.cifar10 import CLASSES
 from training.encoders import centre, mean_of, open_encoder
 from training.encoders.hub import HubEncoder
-from training.encoders.hub_files import fetch, fingerprint_of
+from training.encoders.hub_files import fetch, hub_fingerprint
 from training.errors import SparsightError
 
 FAMILIES = ("clip", "siglip", "siglip2")
@@ -231,12 +231,12 @@ def test_centring_by_hand():
 
 
 def test_the_fingerprint_follows_what_decides_the_output(copied):
-    before = fingerprint_of(copied)
+    before = hub_fingerprint(copied)
     (copied / "README.md").write_text("about")
-    assert fingerprint_of(copied) == before
+    assert hub_fingerprint(copied) == before
     config = (copied / "preprocessor_config.json").read_text()
     (copied / "preprocessor_config.json").write_text(config.replace("48", "47"))
-    assert fingerprint_of(copied) != before
+    assert hub_fingerprint(copied) != before
 
 
 def test_an_index_of_another_model_is_refused(run, index, folders):
@@ -434,7 +434,7 @@ def test_a_model_of_the_hub_is_fetched_once_without_pickles_and_code(hub):
     encoder = open_encoder("org/tiny")
     assert isinstance(encoder, HubEncoder)
     assert (encoder.name, encoder.source) == ("org/tiny", "org/tiny")
-    assert encoder.fingerprint == fingerprint_of(hub.folder)
+    assert encoder.fingerprint == hub_fingerprint(hub.folder)
     assert not [p for p in hub.asked if "pytorch_model.bin" in p or "modeling.py" in p]
     assert {f.name for f in fetch("org/tiny").iterdir()} >= {"config.json", "model.safetensors"}
     hub.asked.clear()

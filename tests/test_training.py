@@ -14,32 +14,37 @@ from torch.nn import functional as F
 from indexer.coding.coder import encode_sparse
 from indexer.config import CoderConfig
 from training.config import ObjectiveConfig
-from training.data.captions import fill, make_captions
+from training.data.augment import augment, cut_out, degrade
+from training.data.captions import fill, make_captions, sample_prompts
 from training.data.cifar10 import CLASSES
 from training.encoders import open_encoder
+from training.encoders.dual import DualEncoder
+from training.encoders.text_tower import train_tokenizer
 from training.errors import SparsightError
-from training.loop import Trainer, augment, lr_factor, train
-from training.objective import objective, unrolled_code
+from training.loop import Trainer, train
+from training.objective import Targets, objective, unrolled_code
+from training.schedule import lr_factor, make_optimizers
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_loss_falls_on_a_handful_of_pictures(pictures, small_config, tmp_path):
-    trainer = Trainer(pictures, small_config, tmp_path, CPU, None)
+    trainer = Trainer(pictures, small_config, tmp_path, CPU)
     losses = [trainer.step()["loss"] for _ in range(trainer.total_steps)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
 def test_a_stopped_run_resumes_as_if_undisturbed(pictures, small_config, tmp_path):
     config = replace(small_config, sizes=((12, 2),))
-    whole = Trainer(pictures, config, tmp_path / "whole", CPU, None)
+    whole = Trainer(pictures, config, tmp_path / "whole", CPU)
     for _ in range(8):
         whole.step()
-    first = Trainer(pictures, config, tmp_path / "run", CPU, None)
+    first = Trainer(pictures, config, tmp_path / "run", CPU)
     for _ in range(5):
         first.step()
     first.save_checkpoint()
-    second = Trainer(pictures, config, tmp_path / "run", CPU, None)
+    second = Trainer(pictures, config, tmp_path / "run", CPU)
     assert second.resume()
     assert second.steps_done == 5
     for _ in range(3):
@@ -61,26 +66,26 @@ def test_an_interrupted_run_keeps_its_checkpoint(pictures, small_config, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train(pictures, small_config, tmp_path, device=CPU)
     monkeypatch.undo()
-    resumed = Trainer(pictures, small_config, tmp_path, CPU, None)
+    resumed = Trainer(pictures, small_config, tmp_path, CPU)
     assert resumed.resume()
     assert resumed.steps_done == 3
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_a_run_of_other_settings_is_not_continued(pictures, small_config, tmp_path):
-    Trainer(pictures, small_config, tmp_path, CPU, None).save_checkpoint()
+    Trainer(pictures, small_config, tmp_path, CPU).save_checkpoint()
     with pytest.raises(SparsightError, match="other settings"):
-        Trainer(pictures, replace(small_config, lr=0.01), tmp_path, CPU, None).resume()
+        Trainer(pictures, replace(small_config, lr=0.01), tmp_path, CPU).resume()
 
 
-def test_a_stretch_of_no_epochs_leaves_the_encoder_as_it_is(pictures, small_config, small_encoder_dir, tmp_path):
+def test_a_stage_of_no_epochs_leaves_the_encoder_as_it_is(pictures, small_config, small_encoder_dir, tmp_path):
     train(pictures, replace(small_config, sizes=((32, 0),)), tmp_path, device=CPU, start=small_encoder_dir)
     before, after = open_encoder(str(small_encoder_dir)), open_encoder(str(tmp_path))
     np.testing.assert_array_equal(after.encode_images(pictures.pixels), before.encode_images(pictures.pixels))
     np.testing.assert_array_equal(after.encode_texts(["a cat"]), before.encode_texts(["a cat"]))
 
 
-def test_a_stretch_needs_what_it_goes_on_from(pictures, small_config, small_encoder_dir, tmp_path):
+def test_a_stage_needs_what_it_goes_on_from(pictures, small_config, small_encoder_dir, tmp_path):
     other = replace(small_config, encoder=replace(small_config.encoder, image_tower="resnet10t"))
     with pytest.raises(SparsightError, match="--image-tower"):
         train(pictures, other, tmp_path, device=CPU, start=small_encoder_dir)
@@ -90,7 +95,7 @@ def test_a_stretch_needs_what_it_goes_on_from(pictures, small_config, small_enco
 
 def test_any_timm_model_serves_as_image_tower(pictures, small_config, tmp_path):
     config = replace(small_config, encoder=replace(small_config.encoder, image_tower="resnet10t"), sizes=((32, 1),))
-    trainer = Trainer(pictures.first(40), config, tmp_path, CPU, None)
+    trainer = Trainer(pictures.first(40), config, tmp_path, CPU)
     assert np.isfinite(trainer.step()["loss"])
 
 
@@ -118,7 +123,7 @@ def test_every_part_of_the_objective_reaches_both_towers():
     for part, weight in [("term_weight", 1), ("structure_weight", 1), ("code_weight", 1), ("fidelity_weight", 1)]:
         raw_x, raw_d = torch.randn(6, 8, requires_grad=True), torch.randn(m, 8, requires_grad=True)
         labels = torch.arange(6)
-        args = (torch.tensor(10.0), parent, labels, labels + 8)
+        args = (torch.tensor(10.0), Targets(parent, labels, labels + 8))
         gradients = []
         for settings in (zero, {**zero, part: weight}):
             loss, _ = objective(
@@ -128,19 +133,28 @@ def test_every_part_of_the_objective_reaches_both_towers():
         assert (gradients[1] - gradients[0]).abs().max() > 1e-6, part
 
 
-def test_augmentation_mirrors_every_second_epoch_and_keeps_the_range(pictures):
+def test_augmentation_mirrors_every_second_epoch_and_keeps_the_range(pictures, small_config):
     x = torch.as_tensor(pictures.pixels[:16]).permute(0, 3, 1, 2)
     rows, rng = torch.arange(16), np.random.default_rng(0)
-    even, odd = (augment(x, rows, epoch, 32, 0, rng) for epoch in (0, 1))
+    plain = replace(small_config, sizes=((32, 2),), shift=0)
+    even, odd = (augment(x, rows, epoch, plain, rng) for epoch in (0, 1))
     torch.testing.assert_close(even, odd.flip(3))
-    shifted = augment(x, rows, 0, 24, 2, rng)
-    assert shifted.shape == (16, 3, 24, 24)
-    assert 0 <= shifted.min() <= shifted.max() <= 255.01
+    changed = augment(x, rows, 0, replace(small_config, sizes=((24, 1),), shift=2, cutout=8, degrade=0.5), rng)
+    assert changed.shape == (16, 3, 24, 24)
+    assert -0.01 <= changed.min() <= changed.max() <= 255.01
+
+
+def test_about_the_asked_share_of_pictures_is_degraded():
+    grey = torch.arange(32.0).mul(8).expand(200, 3, 32, 32)  # a ramp from black to white
+    x = degrade(grey, 0.4, np.random.default_rng(0))
+    changed = (x - grey).abs().amax((1, 2, 3)) > 1e-3
+    assert 0.3 < changed.float().mean() < 0.5
+    assert 0 <= x.min() <= x.max() <= 255
 
 
 def test_cutout_hides_one_square_of_each_picture():
-    white = torch.full((64, 3, 32, 32), 255, dtype=torch.uint8)
-    x = augment(white, torch.arange(64), 0, 32, 0, np.random.default_rng(0), cutout=8, fill_colour=(0.0, 0.5, 1.0))
+    white = torch.full((64, 3, 32, 32), 255.0)
+    x = cut_out(white, 8, (0.0, 0.5, 1.0), np.random.default_rng(0))
     hidden = x[:, 0] == 0  # (64, 32, 32)
     sizes = hidden.sum((1, 2))
     assert sizes.max() == 64
@@ -150,12 +164,24 @@ def test_cutout_hides_one_square_of_each_picture():
     assert torch.all(x[:, 1][~hidden] == 255)
 
 
-def test_a_second_stretch_begins_with_the_firsts_weights(pictures, small_config, small_encoder_dir, tmp_path):
+def test_a_second_stage_begins_with_the_firsts_weights(pictures, small_config, small_encoder_dir, tmp_path):
     config = replace(small_config, sizes=((32, 1),), lr=1e-6, head_lr=1e-9, text_lr=1e-9)
     train(pictures, config, tmp_path, device=CPU, start=small_encoder_dir)
     first, second = open_encoder(str(small_encoder_dir)), open_encoder(str(tmp_path))
     X, Z = (e.encode_images(pictures.pixels) for e in (first, second))
     assert ((X * Z).sum(1) > 0.9).all()
+
+
+@pytest.mark.parametrize("image_tower", ["conv32_tiny", "test_vit"])  # a vision transformer has one convolution
+def test_every_trainable_weight_belongs_to_one_optimizer(small_config, image_tower):
+    config = replace(small_config, encoder=replace(small_config.encoder, image_tower=image_tower))
+    model = DualEncoder(config.encoder, train_tokenizer(["a cat"], 300))
+    rates = {id(p): g["lr"] for o in make_optimizers(model, config) for g in o.param_groups for p in g["params"]}
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert rates.keys() == {id(p) for p in trainable.values()}
+    for name, p in trainable.items():
+        wanted = config.text_lr if not name.startswith("image.") else config.lr if p.ndim == 4 else config.head_lr
+        assert rates[id(p)] == wanted, name
 
 
 def test_the_learning_rate_rises_then_falls_to_zero():
@@ -172,6 +198,16 @@ def test_captions_hold_both_grains(pictures):
     for term, label, concept in zip(pictures.terms, pictures.labels, captions.of_term, strict=True):
         assert captions.concepts[concept] == term
         assert captions.parent[concept] == label
+
+
+def test_each_concept_has_one_prompt_and_about_half_of_the_terms_name_their_class(pictures):
+    captions = make_captions(pictures)
+    prompts = sample_prompts(captions, np.random.default_rng(0))
+    assert len(prompts) == len(captions.concepts)
+    assert all(concept in prompt for concept, prompt in zip(captions.concepts, prompts, strict=True))
+    naming = [", a kind of " in prompt for prompt in prompts]
+    assert not any(naming[: len(CLASSES)])
+    assert 0 < sum(naming) < len(prompts) - len(CLASSES)
 
 
 def test_prompts_mind_their_article():

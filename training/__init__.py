@@ -1,1 +1,1 @@
-"""Encoders: captions, towers, the objective and the training loop; loading any encoder."""
+"""Encoders and their training: the towers, the data, the objective and the loop (`sparsight train`)."""

@@ -1,3 +1,5 @@
+"""`python -m training` is `sparsight train`."""
+
 from training.cli import train
 
 train()

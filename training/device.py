@@ -8,7 +8,10 @@ from training.errors import SparsightError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Returns the torch device for `auto`, `cpu`, `cuda` or `mps`; refuses one that is not there."""
+    """The torch device for `auto` (a GPU where there is one), `cpu`, `cuda` or `mps`.
+
+    Raises `SparsightError` where there is no such device.
+    """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
@@ -20,9 +23,9 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """True where bfloat16 is done in hardware.
+    """True where a device computes bfloat16 in hardware.
 
-    A CPU without AVX-512 BF16 or AMX emulates it: an AMD Zen 3 trained 13 × slower so than in float32.
+    A CPU without AVX-512 BF16 and AMX emulates it; training on an AMD Zen 3 was then 13 × slower than in float32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,104 +1,91 @@
-"""Open words: a compact text tower taught a broad English vocabulary by a pretrained sentence encoder.
+"""Open words: a pretrained sentence encoder, the teacher, gives the text tower a broad English vocabulary.
 
-The first stage of training (`loop.py`) knows only the words of its captions. Here its image tower and its
-concepts' embeddings D stay as they are, and a new text tower learns to put any text where a teacher says it
-belongs among the concepts:
+After the first stages (`training.loop`) the text tower knows only the words of its captions. Here the image tower and
+the concepts' embeddings D stay as they are. A text tower learns to put any text where the teacher says that it belongs
+among the concepts:
 
-* direction: the teacher's cosines between the text and each concept ("fire engine, a kind of truck") make
-  soft weights, first over the classes, then over each class's concepts; the text's direction is the weighted
-  mean of their D (attention with the teacher's similarities; a class counts by its mean, not by its size);
-* relevance a: how near the nearest concept is, through a logistic. What is far from all of them ("democracy")
-  is turned by a towards the *null direction*, which no picture uses: its scores are visibly low everywhere;
-* senses: to the teacher a rare word alone means little ("galleon"), and some mean something else ("hart"). A lemma of
-  WordNet's is therefore placed together with each of its senses ("galleon: a large square-rigged sailing ship …"),
-  and the relevant ones decide.
+* Direction. The teacher's cosines between the text and each concept ("fire engine, a kind of truck") become soft
+  weights, first over the classes, then over the concepts of each class. The text's direction is the weighted mean of
+  the concepts' rows of D. A class counts by the mean over its concepts, so that one of many concepts has no advantage.
+* Relevance a, 0 … 1: how near the nearest concept is, through a logistic. A text that is far from all of them
+  ("democracy") is turned towards the *null direction*, which no picture uses, so that its scores are low everywhere.
+* Senses. A rare word by itself says little to the teacher ("galleon"), and it takes some words for others ("hart"). A
+  lemma of WordNet's is therefore placed together with each of its senses ("galleon: a large square-rigged sailing
+  ship …"), and those that are relevant count the most.
 
-The teacher is needed at training time only. The vocabulary: wordfreq's most frequent words, the rarer of its words
-that mean something here, the lemmas and definitions of ImageNet's WordNet synsets, which timm carries, and phrases.
+The teacher is needed in training only.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
-from training.config import MAX_TOKENS, DistilConfig
-from training.data.captions import KIND_TEMPLATE, TEMPLATES, Captions, embed_concepts, fill
+from training.config import MAX_TOKENS, DistilConfig, Teaching
+from training.data.captions import TEMPLATES, Captions, all_prompts, embed_concepts
 from training.data.cifar10 import CLASSES
+from training.data.words import broad_vocabulary, frequent_words, phrases, rare_words, word_senses
 from training.encoders.dual import DualEncoder
 from training.encoders.text_tower import TextTower, tokenize, train_tokenizer
 from training.errors import SparsightError
-from training.loop import lr_factor
+from training.schedule import lr_factor
 
-PHRASES = (
-    "a WORD NEAR", "a NEAR WORD", "a NEAR ALSO", "WORD NEAR", "NEAR in the WORD", "a NEAR on a WORD",
-    "a NEAR with a WORD", "a NEAR that can WORD", "a NEAR for WORD", "the WORD of a NEAR", "a WORD with a NEAR",
-    "a NEAR of WORD WORD",
-)  # fmt: skip
+WARMUP = 0.05  # share of the steps in which the learning rate rises
+PROMPT_REPEATS = 5  # how often the captions' prompts stand among the texts that the tokenizer learns from
+IN_PROMPT = 0.2  # share of the texts with an article that are shown in a prompt, as a person may ask for them
 
 
-KINDS = ("animal", "creature", "pet", "beast", "wild animal", "farm animal", "vehicle", "machine", "craft", "thing")
-DESCRIPTIONS = (
-    "a WORD KIND", "a WORD KIND", "a WORD WORD KIND", "a KIND with WORD", "a KIND for WORD", "a KIND that can WORD",
-    "a KIND of the WORD", "a WORD KIND in the WORD", "a KIND used for WORD", "KIND of WORD",
-)  # fmt: skip
+@dataclass(frozen=True)
+class Lesson:
+    """Texts and where each belongs in the encoder's space.
+
+    texts: n of them. wanted: (n, d) unit rows. relevance: (n,) 0 … 1. sure: (n,) bool, whether the teacher means this
+    place from the text alone, without its senses.
+    """
+
+    texts: list[str]
+    wanted: np.ndarray
+    relevance: np.ndarray
+    sure: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Lesson:
+        """The lesson of some rows (k,) int."""
+        return Lesson([self.texts[i] for i in rows], self.wanted[rows], self.relevance[rows], self.sure[rows])
+
+    def __add__(self, other: Lesson) -> Lesson:
+        arrays = ((self.wanted, other.wanted), (self.relevance, other.relevance), (self.sure, other.sure))
+        return Lesson([*self.texts, *other.texts], *(np.concatenate(pair) for pair in arrays))
 
 
-def broad_vocabulary(words: int) -> list[str]:
-    """The `words` most frequent English words, and the lemmas and definitions of ImageNet's synsets."""
-    try:
-        from wordfreq import top_n_list
-    except ImportError as e:
-        raise SparsightError("--teacher needs the package wordfreq: install 'sparsight[train]'") from e
-    frequent = [w for w in top_n_list("en", words) if _is_word(w)]
-    lemmas, definitions = zip(*_synsets(), strict=True)
-    return list(dict.fromkeys([*frequent, *chain(*lemmas), *definitions]))
+def distil_text(model: DualEncoder, captions: Captions, X: np.ndarray, teaching: Teaching) -> DualEncoder:
+    """Teaches a trained encoder a broad vocabulary, through a new text tower or one taught before; returns the encoder.
+
+    The model is changed in place. captions: of its training pictures. X: (n, d) embeddings of training pictures, from
+    which the null direction is found. Raises `SparsightError` where the teacher cannot be loaded.
+    """
+    D = embed_concepts(model.encode_texts, captions.concepts, TEMPLATES)
+    lesson = prepare_lesson(captions, D, null_direction(X, D), teaching, model.device)
+    return teach(model, captions, D, lesson, teaching.config)
 
 
-def word_senses() -> dict[str, list[str]]:
-    """Each lemma of ImageNet's synsets, lower case → its senses, as texts: "galleon: a large square-rigged …"."""
-    senses: dict[str, list[str]] = {}
-    for lemmas, definition in _synsets():
-        for lemma in lemmas:
-            senses.setdefault(lemma.lower(), []).append(f"{lemma.lower()}: {definition}")
-    return senses
-
-
-def _synsets() -> list[tuple[list[str], str]]:
-    """The lemmas and the definition of each of the WordNet synsets that timm lists as ImageNet-22k."""
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet22k")
-    return [
-        (
-            info.index_to_description(i, detailed=False).split(", "),
-            info.index_to_description(i, detailed=True).split(": ", 1)[-1],
-        )
-        for i in range(info.num_classes())
-    ]
-
-
-def rare_words(words: int, rare: int) -> list[str]:
-    """The `rare` English words that are next in frequency to the first `words`."""
-    from wordfreq import top_n_list
-
-    return [w for w in top_n_list("en", words + rare)[words:] if _is_word(w) and w.isascii()]
-
-
-def _is_word(text: str) -> bool:
-    return text.replace("'", "").isalpha() and len(text) > 2
+def check_teacher(teacher: str, device: torch.device) -> None:
+    """Raises `SparsightError` where a teacher or its vocabulary would be missing later."""
+    frequent_words(0, 1)
+    embed_by_teacher(teacher, ["a cat"], device)
 
 
 def embed_by_teacher(teacher: str, texts: Sequence[str], device: torch.device, batch_size: int = 256) -> np.ndarray:
-    """Sentence embeddings (n, e), unit rows: the mean of a transformers model's last hidden states.
+    """Sentence embeddings (n, e), unit rows: the mean of a transformers model's last hidden states over the tokens.
 
     teacher: a hub id or a local folder, safetensors only. Raises `SparsightError` where it cannot be loaded.
     """
@@ -126,7 +113,10 @@ def embed_by_teacher(teacher: str, texts: Sequence[str], device: torch.device, b
 
 
 def null_direction(X: np.ndarray, D: np.ndarray) -> np.ndarray:
-    """The unit direction (d,) that pictures X (n, d) and concepts D (m, d) use least."""
+    """The unit direction (d,) that pictures X (n, d) and concepts D (m, d) use least.
+
+    It is the eigenvector of the smallest eigenvalue of their second moments, summed.
+    """
     _, vectors = np.linalg.eigh(X.T @ X / len(X) + D.T @ D / len(D))
     return vectors[:, 0]
 
@@ -134,10 +124,10 @@ def null_direction(X: np.ndarray, D: np.ndarray) -> np.ndarray:
 def targets(
     E: np.ndarray, C: np.ndarray, D: np.ndarray, parent: np.ndarray, null: np.ndarray, config: DistilConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where texts belong: unit rows (n, d), and their relevance (n,) in 0 … 1.
+    """Where texts belong: unit rows (n, d), and their relevance (n,), 0 … 1.
 
-    E (n, e) the teacher's embeddings of the texts, C (m, e) of the concepts; D (m, d) the concepts in the
-    encoder's space; parent (m,) the class of each; null (d,).
+    E: (n, e) the teacher's embeddings of the texts. C: (m, e) those of the concepts. D: (m, d) the concepts in the
+    encoder's space. parent: (m,) the class of each concept. null: (d,) the null direction.
     """
     S = E @ C.T  # (n, m)
     c = int(parent.max()) + 1
@@ -156,170 +146,147 @@ def targets(
 
 
 def blend(wanted: np.ndarray, relevance: np.ndarray) -> tuple[np.ndarray, float]:
-    """Several places (k, d) of one text → their mean by squared relevance (k,), a unit row, and its relevance."""
+    """One place for a text that has several: their mean, a unit row (d,), and the mean of their relevance.
+
+    wanted: (k, d) unit rows. relevance: (k,), whose squares are the weights of both means.
+    """
     weight = np.maximum(relevance, 1e-6) ** 2
     mean = weight @ wanted
     return mean / max(float(np.linalg.norm(mean)), 1e-12), float(weight @ relevance / weight.sum())
 
 
-def distil_text(
-    model: DualEncoder, captions: Captions, X: np.ndarray, teacher: str, config: DistilConfig, device: torch.device
-) -> DualEncoder:
-    """Teaches a trained encoder a broad vocabulary, by a new text tower or one taught before; returns the encoder.
+class Placer:
+    """Places texts in the encoder's space, by the teacher and by WordNet's senses of a word.
 
-    X (n, d): embeddings of training pictures, for the null direction.
+    D: (m, d) the concepts in the encoder's space. null: (d,) the null direction.
     """
-    D = embed_concepts(model.encode_texts, captions.concepts, TEMPLATES)
-    null = null_direction(X, D)
-    kinds = [fill(KIND_TEMPLATE, c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
-    kinds[: len(CLASSES)] = CLASSES
-    known = set(captions.concepts)
-    C = embed_by_teacher(teacher, kinds, device)
 
-    def alone(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return targets(embed_by_teacher(teacher, texts, device), C, D, captions.parent, null, config)
+    def __init__(self, captions: Captions, D: np.ndarray, null: np.ndarray, teaching: Teaching, device: torch.device):
+        self.teacher, self.config, self.device = teaching.teacher, teaching.config, device
+        self.D, self.parent, self.null = D, captions.parent, null
+        described = [*CLASSES, *captions.kinds[len(CLASSES) :]]  # a class is no kind of itself
+        self.C = embed_by_teacher(self.teacher, described, device)
+        self.senses = word_senses()
+        texts = [*chain(*self.senses.values())]
+        self.of_sense = dict(zip(texts, zip(*self.place_alone(texts), strict=True), strict=True))
 
-    senses = word_senses()
-    sense_texts = [*chain(*senses.values())]
-    of_senses = dict(zip(sense_texts, zip(*alone(sense_texts), strict=True), strict=True))
+    def place_alone(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The places (n, d) of texts by the teacher alone, and their relevance (n,)."""
+        E = embed_by_teacher(self.teacher, texts, self.device)
+        return targets(E, self.C, self.D, self.parent, self.null, self.config)
 
-    def placed(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A text's own place, or, where it is a lemma, with or without its article, that place among its senses'; its
-        relevance; and whether the teacher, from the text alone, means the same place."""
-        by_itself, relevance = alone(texts)
-        wanted = by_itself.copy()
+    def place(self, texts: list[str]) -> Lesson:
+        """A text's own place; where it is a lemma, with or without an article, blended with those of its senses."""
+        alone, relevance = self.place_alone(texts)
+        wanted = alone.copy()
         for i, text in enumerate(texts):
-            if known_senses := senses.get(re.sub("^an? ", "", text.lower())):
-                places = [(wanted[i], relevance[i]), *(of_senses[sense] for sense in known_senses)]
+            if senses := self.senses.get(re.sub("^an? ", "", text.lower())):
+                places = [(wanted[i], relevance[i]), *(self.of_sense[sense] for sense in senses)]
                 wanted[i], relevance[i] = blend(*(np.array(part) for part in zip(*places, strict=True)))
-        return wanted, relevance, (by_itself * wanted).sum(1) > config.agreement
+        return Lesson(texts, wanted, relevance, (alone * wanted).sum(1) > self.config.agreement)
 
+
+def prepare_lesson(
+    captions: Captions, D: np.ndarray, null: np.ndarray, teaching: Teaching, device: torch.device
+) -> Lesson:
+    """All texts that the tower is to learn: the broad vocabulary, relevant rare words, and phrases of these.
+
+    D: (m, d) the concepts in the encoder's space. null: (d,) the null direction.
+    """
+    config, placer = teaching.config, Placer(captions, D, null, teaching, device)
+    known = set(captions.concepts)
     texts = [t for t in broad_vocabulary(config.words) if t.lower() not in known]
     broad = len(texts)
     known |= set(texts)
     texts += [t for t in rare_words(config.words, config.rare) if t not in known]
-    wanted, relevance, sure = placed(texts)
-    # Of the rare words those that mean something here; of the others the frequent words are enough.
-    kept = np.flatnonzero((np.arange(len(texts)) < broad) | (relevance > config.relevant_from))
-    texts, wanted, relevance, sure = [texts[i] for i in kept], wanted[kept], relevance[kept], sure[kept]
-    more = phrases(texts, relevance, sure, config)
-    more_wanted, more_relevance, _ = placed(more)
-    wanted, relevance = np.concatenate([wanted, more_wanted]), np.append(relevance, more_relevance)
-    return teach(model, captions, D, [*texts, *more], wanted, relevance, config, device)
+    lesson = placer.place(texts)
+    # Of the rare words those that mean something here; for what means nothing the frequent words are enough.
+    kept = (np.arange(len(texts)) < broad) | (lesson.relevance > config.relevant_from)
+    lesson = lesson.take(np.flatnonzero(kept))
+    return lesson + placer.place(phrases(lesson.texts, lesson.relevance, lesson.sure, config))
 
 
-def phrases(texts: Sequence[str], relevance: np.ndarray, sure: np.ndarray, config: DistilConfig) -> list[str]:
-    """Each short text with its article, for "a doe" is not "doe"; relevant words in the company of others; and what is
-    said of animals and machines without naming them, by any frequent words.
+def teach(model: DualEncoder, captions: Captions, D: np.ndarray, lesson: Lesson, config: DistilConfig) -> DualEncoder:
+    """Trains a text tower: a lesson's texts towards their places, each concept's prompts towards its row of D (m, d).
 
-    texts, relevance (n,), sure (n,): whether the teacher knows the text without its senses. They are new texts for the
-    teacher to place, so that the tower learns what a phrase makes of its words; a word that it does not know ("hart")
-    stays out of them, for it would misplace its phrases too.
-    """
-    rng = np.random.default_rng(config.seed)
-    short = [i for i, t in enumerate(texts) if t.count(" ") < 3]
-    relevant = [i for i in short if relevance[i] > config.relevant_from]
-    near = [texts[i] for i in relevant if sure[i]]
-    words = [texts[i] for i in short[: config.company] if sure[i]]
-    doing = [w for w in words if w.endswith(("ing", "ed", "s"))]  # few of all words, many of those that describe
-    describing = [d for d in (near, doing, words) if d]  # "a purring pet", "a galloping animal", "a soft thing"
-    made = [fill("a {}", texts[i]) for i in relevant]
-    for patterns, n in ((PHRASES, config.phrases if near else 0), (DESCRIPTIONS, config.descriptions)):
-        for pattern in rng.choice(patterns, n):
-            drawn = describing[int(rng.integers(len(describing)))] if patterns is DESCRIPTIONS else words
-            slots = {"WORD": drawn, "NEAR": near, "ALSO": near, "KIND": KINDS}
-            made.append(_filled(str(pattern), slots, rng))
-    return list(dict.fromkeys(made))
+    The loss is 1 − the cosine. The model gets the new tower and its tokenizer; a tower of this shape that was taught
+    before goes on learning instead, with its own tokens. Returns the model.
 
-
-def _filled(pattern: str, slots: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
-    """A pattern with a word drawn anew for each of its slots."""
-    phrase = re.sub("|".join(slots), lambda m: slots[m[0]][int(rng.integers(len(slots[m[0]])))], pattern)
-    return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
-
-
-def teach(
-    model: DualEncoder,
-    captions: Captions,
-    D: np.ndarray,
-    texts: list[str],
-    wanted: np.ndarray,
-    relevance: np.ndarray,
-    config: DistilConfig,
-    device: torch.device,
-) -> DualEncoder:
-    """Trains a new text tower: `texts` towards `wanted` (n, d), every concept's prompts towards its row of D. A tower
-    of this shape that was taught before goes on instead, with its tokens.
-
-    Texts of any relevance (n,) are seen `emphasis` times as often as the rest, most of an English vocabulary, whose
-    one place, the null direction, is soon learned; and those of one or two words `word_emphasis` times, for nothing but
-    repetition teaches what a word means. The tokens follow the same frequencies.
+    An English vocabulary is for the most part irrelevant here, and its one place, the null direction, is soon learned.
+    Relevant texts are therefore seen `emphasis` times as often as the rest, and those of one or two words
+    `word_emphasis` times, for only repetition teaches what a word means. The tokens follow the same frequencies.
     """
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    kinds = [KIND_TEMPLATE.format(c, CLASSES[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)]
-    prompts = [fill(t, c) for c in captions.concepts for t in TEMPLATES]
-    kind_prompts = [fill(t, c) for c in kinds[len(CLASSES) :] for t in TEMPLATES]
-    relevant = relevance > config.relevant_from
-    short = np.array([t.count(" ") < 2 for t in texts])
+    prompts, places = own_prompts(captions, D)
+    relevant = lesson.relevance > config.relevant_from
+    short = np.array([t.count(" ") < 2 for t in lesson.texts])
     times = np.where(relevant, np.where(short, config.word_emphasis, config.emphasis), 1)
-    seen = np.repeat(np.arange(len(texts)), times)
-    before = model.config
-    if before.known_from and (before.text_width, before.text_layers) == (config.width, config.layers):
-        tokenizer, tower = model.tokenizer, model.text
-    else:
-        tokenizer = train_tokenizer([*(texts[i] for i in seen), *prompts * 5], config.vocab_size)
-        tower = TextTower(len(tokenizer), before.dim, width=config.width, layers=config.layers).to(device)
-    settings = replace(
-        before,
-        vocab_size=len(tokenizer),
-        text_width=config.width,
-        text_layers=config.layers,
-        known_from=config.known_from,
-    )
-    # Targets of the prompts: the concept's row; the longer ones that name the class as well, the same row.
-    own = torch.as_tensor(
-        np.concatenate([np.repeat(D, len(TEMPLATES), 0), np.repeat(D[len(CLASSES) :], len(TEMPLATES), 0)])
-    )
-    own_prompts = [*prompts, *kind_prompts]
-    goal = torch.as_tensor(wanted, dtype=torch.float32)
+    seen = np.repeat(np.arange(len(lesson.texts)), times)
+    tokenizer, tower = _tower_to_teach(model, [lesson.texts[i] for i in seen], captions, config)
+    wanted = torch.as_tensor(lesson.wanted, dtype=torch.float32)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    lengths = np.array([len(t) for t in texts])[seen]
+    lengths = np.array([len(t) for t in lesson.texts])[seen]
     steps = config.epochs * len(like_lengths(lengths, config.batch_size, rng))
 
-    def distance(batch: list[str], wanted: torch.Tensor) -> torch.Tensor:
-        z = F.normalize(tower(**tokenize(tokenizer, batch, device)), dim=1).cpu()
-        return 1 - (z * wanted).sum(1).mean()
+    def distance(texts: list[str], goals: Tensor) -> Tensor:
+        z = F.normalize(tower(**tokenize(tokenizer, texts, model.device)), dim=1).cpu()
+        return 1 - (z * goals).sum(1).mean()
 
     with tqdm(total=steps, desc="distil", unit="step", file=sys.stderr) as bar:
         for epoch in range(config.epochs):
             for rows in (seen[batch] for batch in like_lengths(lengths, config.batch_size, rng)):
-                mine = rng.integers(0, len(own_prompts), config.concept_batch)
-                far = distance([_in_prompt(texts[i], rng) for i in rows], goal[rows])
-                own_far = distance([own_prompts[i] for i in mine], own[mine])
-                loss = far + config.concept_weight * own_far
+                own = rng.integers(0, len(prompts), config.concept_batch)
+                texts_part = distance([_in_prompt(lesson.texts[i], rng) for i in rows], wanted[rows])
+                concepts_part = distance([prompts[i] for i in own], places[own])
+                loss = texts_part + config.concept_weight * concepts_part
                 for group in optimizer.param_groups:
-                    group["lr"] = config.lr * lr_factor(bar.n / steps, 0.05)
+                    group["lr"] = config.lr * lr_factor(bar.n / steps, WARMUP)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 bar.update()
                 if bar.n % 50 == 0:
-                    bar.set_postfix(
-                        epoch=epoch,
-                        texts=f"{float(far.detach()):.3f}",
-                        concepts=f"{float(own_far.detach()):.4f}",
-                        refresh=False,
-                    )
-    model.config, model.tokenizer, model.text = settings, tokenizer, tower
+                    shown = {"texts": f"{texts_part.item():.3f}", "concepts": f"{concepts_part.item():.4f}"}
+                    bar.set_postfix(epoch=epoch, **shown, refresh=False)
+    model.config = replace(
+        model.config,
+        vocab_size=len(tokenizer),
+        text_width=config.width,
+        text_layers=config.layers,
+        known_from=config.known_from,
+    )
+    model.tokenizer, model.text = tokenizer, tower
     return model
 
 
-def like_lengths(lengths: np.ndarray, size: int, rng: np.random.Generator, ahead: int = 50) -> list[np.ndarray]:
-    """Batches of `size` rows in random order, each of texts of like length: little of them is padding.
+def own_prompts(captions: Captions, D: np.ndarray) -> tuple[list[str], Tensor]:
+    """The prompts of all concepts, those that name a term's class as well included, and the row of D that each wants.
 
-    Of every `ahead` batches' worth of rows, drawn at random, those of like length come together; rows that fill no
-    batch are left out.
+    D: (m, d). Returns p prompts and their places (p, d).
+    """
+    c = len(CLASSES)
+    prompts = all_prompts([*captions.concepts, *captions.kinds[c:]])
+    return prompts, torch.as_tensor(np.repeat(np.concatenate([D, D[c:]]), len(TEMPLATES), axis=0))
+
+
+def _tower_to_teach(
+    model: DualEncoder, texts: list[str], captions: Captions, config: DistilConfig
+) -> tuple[PreTrainedTokenizerFast, TextTower]:
+    """The model's tower where it was taught before and has the shape; otherwise a new one, with tokens of `texts`."""
+    before = model.config
+    if before.known_from and (before.text_width, before.text_layers) == (config.width, config.layers):
+        return model.tokenizer, model.text
+    tokenizer = train_tokenizer([*texts, *all_prompts(captions.concepts) * PROMPT_REPEATS], config.vocab_size)
+    tower = TextTower(len(tokenizer), before.dim, width=config.width, layers=config.layers)
+    return tokenizer, tower.to(model.device)
+
+
+def like_lengths(lengths: np.ndarray, size: int, rng: np.random.Generator, ahead: int = 50) -> list[np.ndarray]:
+    """Batches of `size` rows in random order, each of texts of about the same length, so that little is padding.
+
+    lengths: (n,) of the texts. Rows are drawn at random, as many as fill `ahead` batches; of these, rows of like length
+    come into one batch. Rows left over, too few for a batch, are left out. Returns arrays (size,) of row numbers.
     """
     order = rng.permutation(len(lengths))
     batches = []
@@ -331,7 +298,7 @@ def like_lengths(lengths: np.ndarray, size: int, rng: np.random.Generator, ahead
 
 
 def _in_prompt(text: str, rng: np.random.Generator) -> str:
-    """A phrase stands in a prompt at times, as a person may ask for it."""
-    if text.startswith(("a ", "an ")) and rng.random() < 0.2:
+    """Puts some of the texts that begin with an article into a prompt."""
+    if text.startswith(("a ", "an ")) and rng.random() < IN_PROMPT:
         return f"{rng.choice(('a photo of', 'a picture of', 'an image of'))} {text}"
     return text

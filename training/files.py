@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, checksums, and paths as text."""
+"""Writing a file so that it appears whole or not at all; checksums; paths as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that no half of it ever stands under its final name."""
+    """Writes a file; under its final name it is whole from the first moment, or is not there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as f:
@@ -21,7 +21,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Gives a whole file its final name; when this returns, a loss of power takes neither the data nor the name."""
+    """Gives a finished file its final name. Once this returns, a loss of power can no longer undo it."""
     with partial.open("rb+") as f:
         os.fsync(f.fileno())
     partial.replace(path)
@@ -40,12 +40,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
-    """A path as valid text: bytes that are no UTF-8 appear as \\xNN. What an index holds, prints and looks up."""
+    """A path as valid text, the form in which an index holds it; bytes that are not UTF-8 appear as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 over the SHA-256 of each part: the parts' borders count."""
+    """SHA-256, in hex, over the SHA-256 of each part; where one part ends and the next begins counts, too."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(hashlib.sha256(part).digest())

@@ -1,17 +1,22 @@
-"""The training objective: contrast captions of both grains, through the embedding and through its sparse code.
+"""The loss of training. A picture is compared with all captions twice: by its embedding and by its sparse code.
 
-Whether sparse codes keep the accuracy is decided here: a plain contrastive space scatters the atoms, and a
-picture then needs dozens of them. Three terms bring each picture into the cone of its own concepts:
+A space trained by the first comparison alone gives up accuracy once it is coded sparsely: its captions' directions
+are scattered, and a picture then needs dozens of them. The other parts bring each picture between its own concepts:
 
-* contrast: the picture against *all* distinct captions of its grain (classes, terms), so that negatives need
-  no large batch; the temperature is bounded, which keeps angles meaningful;
-* structure: each term's embedding lies at a fixed angle from its class's (class direction + own direction);
-* code: the same contrast for the reconstruction `w D` of the picture's nonnegative sparse code, and
-  `1 − cos(x, w D)`, through a few unrolled proximal steps (LISTA's idea, Gregor & LeCun 2010, with the
-  dictionary itself as the only weights).
+* contrast: the cross-entropy of a picture against *all* distinct captions, once among the classes and once among
+  classes and terms. No large batch is needed for negatives. The temperature is bounded, so that angles keep a meaning.
+* structure: each term's embedding is drawn to a fixed angle from its class's. It is then the sum of the class's
+  direction and a direction of its own.
+* code: the same contrast of the reconstruction w D, where w is the picture's non-negative sparse code.
+* fidelity: 1 − cos(x, w D).
+
+The code is computed by a few unrolled proximal steps, so that gradients pass through it. That is the idea of LISTA
+(Gregor & LeCun 2010), here without weights of its own: the dictionary is all it uses.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,33 +26,41 @@ from training.config import ObjectiveConfig
 from training.data.cifar10 import CLASSES
 
 
-def objective(
-    X: Tensor,
-    D: Tensor,
-    scale: Tensor,
-    parent: Tensor,
-    of_class: Tensor,
-    of_term: Tensor,
-    config: ObjectiveConfig,
-    penalty: float,
-) -> tuple[Tensor, dict[str, float]]:
-    """Returns the loss and its parts.
+class Targets(NamedTuple):
+    """Which captions are right, as ids (int64) into the m captions.
 
-    X (b, d) unit image embeddings · D (m, d) unit caption embeddings, classes first · scale: scalar, the
-    inverse temperature · parent (m,) class of each caption · of_class, of_term (b,) · penalty: ρ of this step.
+    parent: (m,) the class of each caption. of_class, of_term: (b,) the class and the term of each picture.
+    """
+
+    parent: Tensor
+    of_class: Tensor
+    of_term: Tensor
+
+    def of(self, rows: Tensor) -> Targets:
+        """Those of some pictures: rows (k,) of their numbers."""
+        return Targets(self.parent, self.of_class[rows], self.of_term[rows])
+
+
+def objective(
+    X: Tensor, D: Tensor, scale: Tensor, targets: Targets, config: ObjectiveConfig, penalty: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Returns the loss of a batch, a scalar to be minimised, and its parts by name before they are weighed.
+
+    X: (b, d) unit embeddings of pictures. D: (m, d) unit embeddings of captions, the classes first. scale: the inverse
+    temperature, a scalar. penalty: ρ, the l1 penalty of the codes as a fraction of each picture's λ_max.
     """
     c = len(CLASSES)
 
     def contrast(Z: Tensor) -> Tensor:
         logits = scale * Z @ D.T  # (b, m)
-        coarse = F.cross_entropy(logits[:, :c], of_class, label_smoothing=config.label_smoothing)
-        return coarse + config.term_weight * F.cross_entropy(logits, of_term)
+        coarse = F.cross_entropy(logits[:, :c], targets.of_class, label_smoothing=config.label_smoothing)
+        return coarse + config.term_weight * F.cross_entropy(logits, targets.of_term)
 
     parts = {"contrast": contrast(X)}
     loss = parts["contrast"]
     if config.structure_weight and len(D) > c:
         wanted = (1 + config.own_direction**2) ** -0.5
-        cosine = (D[c:] * D[parent[c:]]).sum(1)
+        cosine = (D[c:] * D[targets.parent[c:]]).sum(1)
         parts["structure"] = (cosine - wanted).square().mean()
         loss = loss + config.structure_weight * parts["structure"]
     if config.code_weight or config.fidelity_weight:
@@ -60,9 +73,10 @@ def objective(
 
 
 def unrolled_code(X: Tensor, D: Tensor, penalty: float, steps: int) -> Tensor:
-    """Nonnegative l1 codes (b, m) by `steps` unrolled steps of FISTA (Beck & Teboulle 2009), differentiable.
+    """Approximates non-negative l1 codes W (b, m) by `steps` steps of FISTA (Beck & Teboulle 2009), differentiably.
 
-    The penalty is relative: λ_i = penalty · max(D x_i).
+    Row i nears the w ≥ 0 that minimises ½ ‖x_i − w D‖² + λ_i · sum(w), where λ_i = penalty · max_j ⟨x_i, D_j⟩.
+    X: (b, d) unit rows. D: (m, d) unit rows. penalty: a fraction, 0 … 1.
     """
     G, Q = D @ D.T, X @ D.T  # (m, m), (b, m)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What people see in a terminal: text that is safe to print, tables, progress bars."""
+"""Output for people at a terminal: text that is safe to print, tables, progress bars."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 
 def printable(text: str) -> str:
-    """Text for one line of a terminal: newlines, escape sequences and the like appear as Python writes them."""
+    """Text for one line of a terminal: newlines, control characters and the like appear as Python escapes them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Left-aligned columns, as wide as their widest cell; the last one is cut at the terminal's edge."""
+    """Rows and their header as lines of left-aligned columns; a line is cut at the terminal's edge."""
     rows = [[printable(c) for c in r] for r in rows]
     widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
     edge = max(60, shutil.get_terminal_size((120, 24)).columns)
@@ -24,7 +24,10 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "pic") -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr; what it gives is called with the number of things done since the last call."""
+    """A progress bar on stderr, up to `total` units.
+
+    It yields a function, to be called with the number of units done since the last call.
+    """
     from tqdm import tqdm
 
     with tqdm(total=total, desc=f"{what:<10}", unit=unit, file=sys.stderr, mininterval=0.5) as bar:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from training.cli import Command, index_option, json_option
+from training.commands import Command, index_option, json_option
 from training.errors import CallError
 from training.terminal import table
 

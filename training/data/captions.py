@@ -1,21 +1,20 @@
-"""Captions of two grains: the class of a picture, and the term it was found under.
+"""Captions of pictures, at two grains: the class of a picture, and the term that it was found under.
 
-A *concept* is a word or a few of them ("fire engine"); a *prompt* is a sentence that holds one
-("a photo of a fire engine."). Each CIFAR-10 class name is one of the terms too, so that one list of
-concepts serves both grains.
+A *concept* is a word or a few of them ("fire engine"). A *prompt* is a sentence that holds one ("a photo of a fire
+engine."). Each CIFAR-10 class name is one of the terms too, so that one list of concepts serves both grains.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from training.data.cifar10 import CLASSES, Pictures
 
-# The prompt ensemble of zero-shot classification (CLIP, section 3.1.4), small enough for a small tower.
+# The prompts whose mean stands for a concept, as in CLIP's zero-shot classification. A small tower needs but few.
 TEMPLATES = ("a photo of a {}.", "a {}.", "{}", "a picture of a {}.", "a small photo of a {}.", "an image of a {}.")
 CLIP_TEMPLATES = ("a photo of a {}.",)  # for encoders of web pictures and texts
 KIND_TEMPLATE = "{}, a kind of {}"
@@ -25,14 +24,24 @@ KIND_TEMPLATE = "{}, a kind of {}"
 class Captions:
     """The concepts of a training set and, for each picture, the two that describe it.
 
-    `concepts` m names, the classes first · `parent` (m,) class id of each concept ·
-    `of_class` (n,) concept id of each picture's class (= its label) · `of_term` (n,) of its term.
+    concepts: m names, the classes first. parent: (m,) class id of each concept. of_class: (n,) concept id of each
+    picture's class, which is its label. of_term: (n,) concept id of its term.
     """
 
     concepts: list[str]
     parent: np.ndarray
     of_class: np.ndarray
     of_term: np.ndarray
+
+    @property
+    def class_of(self) -> dict[str, str]:
+        """Concept → the name of its class."""
+        return {c: CLASSES[p] for c, p in zip(self.concepts, self.parent, strict=True)}
+
+    @property
+    def kinds(self) -> list[str]:
+        """The m concepts, each with its class named as well: "fire engine, a kind of truck"."""
+        return [KIND_TEMPLATE.format(c, kind) for c, kind in self.class_of.items()]
 
 
 def make_captions(pictures: Pictures) -> Captions:
@@ -49,7 +58,10 @@ def make_captions(pictures: Pictures) -> Captions:
 
 
 def fill(template: str, *words: str) -> str:
-    """Puts words into a prompt template, minding "a" before a vowel: → "a photo of an airplane."."""
+    """Puts words into a prompt template and makes "a" before a vowel "an": → "a photo of an airplane.".
+
+    The prompt begins with a small letter, whatever the template and the words begin with.
+    """
     text = template.format(*words)
     for word in words:
         if word[:1].lower() in "aeiou":
@@ -57,10 +69,28 @@ def fill(template: str, *words: str) -> str:
     return text[:1].lower() + text[1:]
 
 
+def all_prompts(concepts: Iterable[str]) -> list[str]:
+    """Every concept in each of the templates, all of a concept's prompts together."""
+    return [fill(t, c) for c in concepts for t in TEMPLATES]
+
+
+def sample_prompts(captions: Captions, rng: np.random.Generator) -> list[str]:
+    """One prompt for each concept, its template drawn at random; half of the terms name their class as well."""
+    prompts = []
+    for i, (concept, kind) in enumerate(zip(captions.concepts, captions.kinds, strict=True)):
+        template = TEMPLATES[rng.integers(len(TEMPLATES))]
+        names_class = i >= len(CLASSES) and rng.random() < 0.5
+        prompts.append(fill(template, kind if names_class else concept))
+    return prompts
+
+
 def embed_concepts(
     embed: Callable[[Sequence[str]], np.ndarray], concepts: Sequence[str], templates: Sequence[str]
 ) -> np.ndarray:
-    """Concepts → (m, d): each the normalised mean of its prompts' embeddings, which `embed` gives as unit rows."""
+    """Concepts → (m, d) unit rows: each is the normalised mean of its prompts' embeddings (CLIP, section 3.1.4).
+
+    embed: texts → (n, d) unit rows. templates: of the prompts, each with one {}.
+    """
     Z = embed([fill(t, c) for c in concepts for t in templates])
     Z = Z.reshape(len(concepts), len(templates), Z.shape[1]).mean(1)
     return Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), 1e-12)

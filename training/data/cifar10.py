@@ -1,8 +1,8 @@
 """CIFAR-10 through torchvision, with the search term that each picture was found under.
 
-Every CIFAR-10 picture keeps its original file name (`fire_engine_s_000148.png`), which torchvision
-ignores. Stripped of its number it is a second, finer caption: 389 terms in the training split.
-The batches are pickles: they are opened only after their MD5 agrees with torchvision's table.
+CIFAR-10 holds the file name that each picture had (`fire_engine_s_000148.png`), which torchvision leaves out. Without
+its number the name is a second and finer caption, the term: the training split has 389 different ones. The data files
+are pickles, which can run any code. They are therefore opened only once their MD5 agrees with torchvision's table.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 from training.errors import SparsightError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CONNECT_TIMEOUT = 10.0  # seconds; a machine without a network should learn so quickly
+CONNECT_TIMEOUT = 10.0  # seconds, so that a machine without a network is told soon
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Labelled 32 × 32 pictures held in memory.
+    """n labelled pictures, held in memory.
 
-    `pixels` (n, 32, 32, 3) uint8 · `labels` (n,) int64 class ids · `names` n file names ·
-    `splits` n of "train" / "test".
+    pixels: (n, 32, 32, 3) uint8 RGB. labels: (n,) int64 class ids. names: their n file names. splits: n of "train" and
+    "test".
     """
 
     pixels: np.ndarray
@@ -41,6 +41,7 @@ class Pictures:
         return len(self.labels)
 
     def first(self, n: int) -> Pictures:
+        """The first n pictures, or all where there are fewer."""
         return self.take(np.arange(min(n, len(self))))
 
     def take(self, rows: np.ndarray) -> Pictures:
@@ -50,23 +51,25 @@ class Pictures:
 
     @property
     def terms(self) -> list[str]:
+        """The search term of each picture."""
         return [term_of(name) for name in self.names]
 
 
 class MissingDataError(SparsightError):
-    """CIFAR-10 is neither on disk nor to be downloaded."""
+    """CIFAR-10 is not on disk, and it cannot be downloaded."""
 
 
 def term_of(name: str) -> str:
-    """Returns the search term in a CIFAR-10 file name: `tabby_cat_s_000091.png` → `tabby cat`."""
+    """The search term in the file name of a CIFAR-10 picture: `tabby_cat_s_000091.png` → `tabby cat`."""
     return re.sub(r"_s_\d+\.\w+$", "", name).replace("_", " ").strip().lower()
 
 
 def load_cifar10(root: Path, splits: tuple[str, ...] = ("train", "test"), *, download: bool = True) -> Pictures:
-    """Loads splits of CIFAR-10 below `root`, downloading it there if it is missing.
+    """Loads splits of CIFAR-10 from the folder `root`; it is downloaded into it where it is missing.
 
-    Raises `MissingDataError` where there is neither data nor network, `SparsightError` naming the file
-    where a batch is damaged.
+    splits: of "train" (50,000 pictures) and "test" (10,000), in the order wanted. Raises `MissingDataError` where there
+    is neither the data nor a network (or `download` is False), and `SparsightError`, which names the file, where a data
+    file is damaged.
     """
     from torchvision.datasets import CIFAR10
 
@@ -116,7 +119,7 @@ def _download(root: Path) -> None:
 
 @contextmanager
 def _connect_timeout(seconds: float) -> Iterator[None]:
-    """torchvision downloads by urllib without a time-out of its own."""
+    """Gives urllib a time-out; torchvision downloads by it and sets none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,11 +1,12 @@
-"""Encoders: pictures and words into one space of unit vectors, whoever trained it. Light to import."""
+"""Encoders put pictures and words into one space of unit vectors, whoever trained it. This is light to import."""
 
-from training.encoders.centring import Means, centre, mean_of
+from training.encoders.centring import CentredEncoder, Means, centre, mean_of
 from training.encoders.embeddings import SplitEmbeddings, has_test_embeddings, load_test_embeddings
 from training.encoders.protocol import Encoder, TextEncoder
 from training.encoders.resolve import fingerprint_of, open_encoder, open_text_encoder
 
 __all__ = [
+    "CentredEncoder",
     "Encoder",
     "Means",
     "SplitEmbeddings",

@@ -1,10 +1,12 @@
-"""Closing the modality gap of a CLIP-like space: each modality is centred on its own mean.
+"""Closes the modality gap of a CLIP-like space: pictures and texts are each centred on their own mean.
 
 Pictures and texts of such a space lie in two narrow cones apart from each other, so that no sum of texts with
 non-negative weights comes near a picture. SpLiCE (Bhalla et al. 2024, https://arxiv.org/abs/2402.10376, section 4)
-subtracts from either its mean and normalises again. Here the means are those of what is indexed: the pictures' and
-the dictionary's. The price: what all pictures share is no longer seen, and the mean of a handful of pictures is
-made of their content as much as of the gap; then centring tells them apart rather than names them.
+subtracts its mean from each of the two and normalises again. Here the means are those of what is indexed: of its
+pictures, and of its dictionary.
+
+This has a price. What all pictures share can no longer be seen. And the mean of a handful of pictures holds their
+content as much as the gap, so that centring then shows how they differ rather than what they are.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ if TYPE_CHECKING:
 
     from training.encoders.protocol import Encoder, TextEncoder
 
-SPREAD = 1e-6  # mean squared distance from the mean below which rows count as one and the same
+SPREAD = 1e-6  # the mean squared distance from their mean below which rows count as equal
 
 
 @dataclass(frozen=True)
 class Means:
-    """image (d,), text (d,): what is subtracted from the embeddings of either modality."""
+    """What is subtracted from the embeddings of pictures, image (d,), and from those of texts, text (d,)."""
 
     image: np.ndarray
     text: np.ndarray
 
 
 def mean_of(A: np.ndarray) -> np.ndarray:
-    """The mean (d,) of unit rows A (n, d); zero where they do not differ (none, one, or copies of one)."""
+    """The mean (d,) of unit rows A (n, d); zero where there are none, or where they are all equal."""
     if not len(A):
         return np.zeros(A.shape[1], np.float32)
     mean = A.mean(0, dtype=np.float64)
@@ -41,7 +43,7 @@ def mean_of(A: np.ndarray) -> np.ndarray:
 
 
 def centre(A: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Unit rows A (n, d) → normalise(A − mean); a row that is the mean itself keeps its own direction."""
+    """Unit rows A (n, d) → normalise(A − mean), float32; a row that is equal to the mean (d,) stays as it is."""
     Z = A - mean
     norms = np.linalg.norm(Z, axis=1, keepdims=True)
     tiny = np.float32(SPREAD)
@@ -49,25 +51,25 @@ def centre(A: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 class CentredTextEncoder:
-    """A text encoder whose embeddings are centred on the texts' mean; a concept after its prompts were averaged."""
-
-    has_modality_gap = False
+    """A `TextEncoder` whose embeddings are centred on the texts' mean; a concept's, once its prompts are averaged."""
 
     def __init__(self, encoder: TextEncoder, means: Means):
         self._texts, self._means = encoder, means
         self.name, self.fingerprint, self.known_from = encoder.name, encoder.fingerprint, encoder.known_from
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → (n, d)."""
+        """Texts → (n, d) float32 unit rows, centred."""
         return centre(self._texts.encode_texts(texts), self._means.text)
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
-        """Concepts → (m, d)."""
+        """Concepts → (m, d) float32 unit rows, centred."""
         return centre(self._texts.encode_concepts(concepts, templates), self._means.text)
 
 
 class CentredEncoder(CentredTextEncoder):
-    """An encoder whose embeddings are centred, pictures and texts each on their own mean."""
+    """An `Encoder` whose embeddings are centred, pictures and texts each on their own mean."""
+
+    has_modality_gap = False  # it is closed
 
     def __init__(self, encoder: Encoder, means: Means):
         super().__init__(encoder, means)
@@ -81,5 +83,5 @@ class CentredEncoder(CentredTextEncoder):
         return self._encoder.device
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pictures (n, s, s, 3) → X (n, d)."""
+        """Pictures, uint8 RGB (n, s, s, 3) → X (n, d) float32 unit rows, centred."""
         return centre(self._encoder.encode_images(pixels), self._means.image)

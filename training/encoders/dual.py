@@ -1,7 +1,7 @@
-"""The two towers of an encoder that `sparsight train` trains, and its folder.
+"""The two towers of an encoder that `sparsight train` trains, and how they are read and written.
 
-An encoder is a folder: `config.json` (settings), `model.safetensors` (weights), `tokenizer.json`, and
-`concepts.json` (what its captions named, each with its class).
+An encoder is a folder of `config.json` (its settings), `model.safetensors` (its weights), `tokenizer.json`,
+`concepts.json` (the concepts of its captions, each with its class) and `training.json` (how it was trained).
 """
 
 from __future__ import annotations
@@ -15,24 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 from training.config import EncoderConfig
+from training.encoders.batches import in_batches
 from training.encoders.files import CONCEPTS, CONFIG, NOTES, TOKENIZER, WEIGHTS
 from training.encoders.text_tower import TextTower, tokenize, wrap_tokenizer
 from training.errors import SparsightError
 from training.files import write_whole
 
+BATCH = 512  # texts in one pass
+
 
 class DualEncoder(nn.Module):
-    """The two towers and the contrastive temperature."""
+    """A tower for pictures and one for texts, into one space of d dimensions, and the contrastive temperature.
+
+    tokenizer: of the text tower. pretrained: load the image tower's weights from timm.
+    log_scale: the logarithm of the inverse temperature, which multiplies the cosines in the loss.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EncoderConfig, tokenizer, *, pretrained: bool = False):
+    def __init__(self, config: EncoderConfig, tokenizer: PreTrainedTokenizerFast, *, pretrained: bool = False):
         import timm
 
-        import training.encoders.image_tower  # noqa: F401  (registers conv32)
+        import training.encoders.image_tower  # noqa: F401  (registers its towers with timm)
 
         super().__init__()
         self.config = config
@@ -45,30 +53,32 @@ class DualEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return self.log_scale.device
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 or [0, 255] float pictures (b, 3, h, w) → the tower's input."""
+        """Pictures (b, 3, h, w) in 0 … 255, of any type → the image tower's input, about 0 and of deviation 1."""
         return ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def embed_images(self, x: Tensor) -> Tensor:
-        """Normalised pictures (b, 3, h, w) → unit rows (b, d)."""
+        """Normalised pictures (b, 3, h, w) → float32 unit rows (b, d)."""
         return F.normalize(self.image(x).float(), dim=1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts → unit rows (b, d)."""
+        """Texts, all in one batch → float32 unit rows (b, d)."""
         return F.normalize(self.text(**tokenize(self.tokenizer, list(texts), self.device)).float(), dim=1)
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 512) -> np.ndarray:
-        """Texts → unit rows (n, d), an array."""
-        parts = [self.embed_texts(texts[i : i + batch_size]).cpu() for i in range(0, len(texts), batch_size)]
-        return torch.cat(parts).numpy().astype(np.float32) if parts else np.zeros((0, self.config.dim), np.float32)
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts, any number of them → float32 unit rows (n, d), as an array."""
+        return in_batches(lambda batch: self.embed_texts(batch).cpu().numpy(), texts, BATCH, self.config.dim)
 
 
 def load_model(folder: Path) -> DualEncoder:
-    """Rebuilds the towers of an encoder folder on the CPU; checks every tensor's presence and values."""
-    from safetensors import SafetensorError
+    """Rebuilds an encoder from its folder, on the CPU.
+
+    Raises `SparsightError` where a file or a tensor is missing, has another shape, or has values that are not finite.
+    """
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
@@ -81,9 +91,7 @@ def load_model(folder: Path) -> DualEncoder:
         weights = load_file(folder / WEIGHTS)
         model = DualEncoder(config, tokenizer)
         model.load_state_dict(weights)
-    except (SafetensorError, TypeError, ValueError, RuntimeError, OSError) as e:
-        raise SparsightError(f"damaged encoder in {folder}: {str(e).splitlines()[0]}") from e
-    except Exception as e:  # tokenizers raises bare Exception
+    except Exception as e:  # of safetensors, torch, timm or json; tokenizers raises a bare Exception
         raise SparsightError(f"damaged encoder in {folder}: {str(e).splitlines()[0]}") from e
     bad = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
@@ -92,11 +100,14 @@ def load_model(folder: Path) -> DualEncoder:
 
 
 def save_model(model: DualEncoder, folder: Path, concepts: dict[str, str], notes: dict) -> None:
-    """Writes an encoder folder; each file appears whole or not at all, the config last."""
+    """Writes an encoder folder. Each file appears whole or not at all; the configuration is the last one.
+
+    concepts: those of the captions, each with its class. notes: how the encoder was trained.
+    """
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    # Matrices and filters in half precision, half the bytes; load_model returns them to float32.
+    # Matrices and filters are stored in half precision, in half the bytes; load_model makes float32 of them again.
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in state.items()}
     write_whole(folder / WEIGHTS, save(state))

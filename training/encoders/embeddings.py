@@ -1,4 +1,4 @@
-"""The embeddings of CIFAR-10's test pictures that ship beside an encoder's weights."""
+"""The embeddings of CIFAR-10's test pictures, which lie beside an encoder's weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SplitEmbeddings:
-    """CIFAR-10's test split as an encoder sees it: X (n, d) · labels (n,) · terms (n,) ids in its concepts or -1."""
+    """CIFAR-10's test split as an encoder sees it.
+
+    X: (n, d) float32 unit rows. labels: (n,) int64 class ids. terms: (n,) int64, the place of each picture's term
+    among the encoder's concepts, −1 where it is none of them.
+    """
 
     X: np.ndarray
     labels: np.ndarray
@@ -26,14 +30,14 @@ class SplitEmbeddings:
 
 
 def has_test_embeddings(encoder: Encoder) -> bool:
-    """Whether embeddings of the test pictures lie beside an encoder's weights, so that they can be indexed alone."""
+    """True where embeddings of the test pictures lie beside an encoder's weights: no pictures are needed to index."""
     return (folder_of(encoder.source) / TEST_EMBEDDINGS).is_file()
 
 
 def load_test_embeddings(encoder: Encoder) -> SplitEmbeddings:
-    """Opens the embeddings that ship beside an encoder's weights.
+    """Reads the embeddings that lie beside an encoder's weights.
 
-    Raises `SparsightError` where there are none, or they cannot be read.
+    Raises `SparsightError` where there are none or they cannot be read.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -52,7 +56,10 @@ def load_test_embeddings(encoder: Encoder) -> SplitEmbeddings:
 
 
 def save_test_embeddings(folder: Path, X: np.ndarray, labels: np.ndarray, terms: np.ndarray) -> None:
-    """Half precision is enough: it changes a cosine by less than 1e-3."""
+    """Writes the test pictures' embeddings X (n, d), class ids and term ids (n,) beside an encoder's weights.
+
+    Half precision is enough for X: it changes a cosine by less than 1e-3.
+    """
     from safetensors.numpy import save
 
     tensors: dict[str, np.ndarray] = {

@@ -13,7 +13,7 @@ CONCEPTS, TEST_EMBEDDINGS, NOTES = "concepts.json", "cifar10-test.safetensors", 
 
 
 def folder_of(name: str) -> Path:
-    """The folder of an encoder by its name: `bundled`, or the folder itself."""
+    """The folder of an encoder, by its name: `bundled`, or a path. The folder need not exist."""
     return BUNDLED if name == "bundled" else Path(name).absolute()
 
 
@@ -23,13 +23,13 @@ def is_trained_folder(folder: Path) -> bool:
 
 
 def has_setting(folder: Path, key: str) -> bool:
-    """True where a folder's configuration is readable and holds a key: it tells whose encoder the folder holds."""
+    """True where a folder's configuration can be read and has a key, which tells whose encoder the folder holds."""
     try:
         return key in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 
 
-def fingerprint_of(folder: Path) -> str:
-    """SHA-256 over the files that decide an encoder's output."""
+def trained_fingerprint(folder: Path) -> str:
+    """SHA-256 over the files that decide an encoder's output. Raises OSError where one cannot be read."""
     return digest((folder / f).read_bytes() for f in (CONFIG, TOKENIZER, WEIGHTS))

@@ -1,6 +1,6 @@
 """A CLIP, SigLIP or SigLIP 2 of transformers as an encoder.
 
-Only safetensors are read and no code of a model's makers is ever run. `training.encoders.hub_files` finds the files.
+Only safetensors are read, and code that comes with a model is never run. `training.encoders.hub_files` finds the files.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ import torch
 
 from training.data.captions import CLIP_TEMPLATES, embed_concepts
 from training.device import fast_bf16
+from training.encoders.batches import in_batches
 from training.encoders.files import CONFIG
-from training.encoders.hub_files import FAMILIES, fingerprint_of, is_hub_folder, lacking_files, reason_of
+from training.encoders.hub_files import FAMILIES, hub_fingerprint, is_hub_folder, lacking_files, reason_of
 from training.errors import SparsightError
 
-BATCH = 64
+BATCH = 64  # pictures or texts in one pass
 
 
 class HubEncoder:
-    """A CLIP-like model of transformers, used as any `Encoder` is: arrays in, unit float32 rows out.
+    """An `Encoder` that is a CLIP-like model of transformers.
 
-    name, source: the hub's name for it, or its folder's; an index opens it again by its source. concepts: none, for
-    nobody has listed its captions. templates: CLIP's usual prompt.
+    model, tokenizer, processor: as transformers loads them. name: the hub's name for the model, or that of its folder.
+    source: the hub's name, or the folder's path. fingerprint: over its files.
     """
 
-    concepts: dict[str, str] = {}  # noqa: RUF012 (never written to)
+    concepts: dict[str, str] = {}  # noqa: RUF012 (never written to); nobody has listed what its captions name
     known_from = 0.0  # no cosine is known below which a text means little to it
     templates = CLIP_TEMPLATES
     has_modality_gap = True
@@ -41,64 +42,76 @@ class HubEncoder:
         self.name, self.source, self.fingerprint = name, source, fingerprint
         self.trained_on = f"pictures and texts that the model card of {name} names"
         vision = model.config.vision_config
-        # SigLIP 2's NaFlex models take so many patches of any arrangement: here a square of them.
+        # A NaFlex model of SigLIP 2 takes so many patches in any arrangement; here they make a square.
         self.image_size = getattr(vision, "image_size", 0) or vision.patch_size * int(processor.max_num_patches**0.5)
-        self.dim = self.encode_texts(["a photo"]).shape[1]
+        self.dim = self._encode_text_batch(["a photo"]).shape[1]
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    @torch.inference_mode()
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pictures (n, s, s, 3) → X (n, d); resized and normalised as the model's image processor says."""
-        if not len(pixels):
-            return np.zeros((0, self.dim), np.float32)
-        parts = []
-        for i in range(0, len(pixels), BATCH):
-            batch = torch.tensor(pixels[i : i + BATCH]).permute(0, 3, 1, 2)
-            inputs = self.processor(
-                images=list(batch.to(self.device)), input_data_format="channels_first", return_tensors="pt"
-            ).to(self.device, self.model.dtype)
-            parts.append(_unit(self.model.get_image_features(**inputs).pooler_output))
-        return np.concatenate(parts)
+        """Pictures, uint8 RGB (n, s, s, 3) → X (n, d) float32 unit rows.
+
+        They are resized and normalised as the model's image processor says, so that s may be any size.
+        """
+        return in_batches(self._encode_image_batch, pixels, BATCH, self.dim)
+
+    @torch.inference_mode()
+    def _encode_image_batch(self, pixels: np.ndarray) -> np.ndarray:
+        pictures = list(torch.tensor(pixels).permute(0, 3, 1, 2).to(self.device))
+        inputs = self.processor(images=pictures, input_data_format="channels_first", return_tensors="pt")
+        inputs = inputs.to(self.device, self.model.dtype)
+        return _unit_rows(self.model.get_image_features(**inputs).pooler_output)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts → (n, d) float32 unit rows."""
+        return in_batches(self._encode_text_batch, texts, BATCH, self.dim)
+
+    @torch.inference_mode()
+    def _encode_text_batch(self, texts: Sequence[str]) -> np.ndarray:
+        return _unit_rows(self.model.get_text_features(**self._tokens(texts)).pooler_output)
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The text tower's input, (b, t) each, padded as the model's family was trained."""
+        config = self.model.config
+        options = {"truncation": True, "max_length": config.text_config.max_position_embeddings, "return_tensors": "pt"}
+        lower = [t.lower() for t in texts]  # every family was trained on lower case, and not every tokenizer makes it
+        if config.model_type == "clip":
+            tokens = self.tokenizer(lower, padding=True, **options)
+            parts = ["input_ids", "attention_mask"]
+        else:  # SigLIP was trained on texts padded to full length on the right, and attends to the padding
+            tokens = self.tokenizer(lower, padding="max_length", padding_side="right", **options)
+            parts = ["input_ids"]
+        return {part: tokens[part].to(self.device) for part in parts}
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
-        """Concepts → (m, d): each the normalised mean of its prompts' embeddings."""
+        """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""
         return embed_concepts(self.encode_texts, concepts, templates or self.templates)
-
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → (n, d)."""
-        if not len(texts):
-            return np.zeros((0, self.dim), np.float32)
-        config, parts = self.model.config, []
-        length = config.text_config.max_position_embeddings
-        for i in range(0, len(texts), BATCH):
-            # Every family was trained on lower case; not every tokenizer sees to it.
-            batch = [t.lower() for t in texts[i : i + BATCH]]
-            if config.model_type == "clip":
-                tokens = self.tokenizer(batch, padding=True, truncation=True, max_length=length, return_tensors="pt")
-                inputs = {k: tokens[k].to(self.device) for k in ("input_ids", "attention_mask")}
-            else:  # trained on texts filled up to full length on the right, the filling attended to
-                tokens = self.tokenizer(
-                    batch,
-                    padding="max_length",
-                    padding_side="right",
-                    truncation=True,
-                    max_length=length,
-                    return_tensors="pt",
-                )
-                inputs = {"input_ids": tokens["input_ids"].to(self.device)}
-            parts.append(_unit(self.model.get_text_features(**inputs).pooler_output))
-        return np.concatenate(parts)
 
 
 def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: str) -> HubEncoder:
-    """Loads a model's folder; raises `SparsightError` naming it and what is wrong with it."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+    """Loads an encoder from the folder of a transformers model.
 
+    name, source: as in `HubEncoder`. Raises `SparsightError` with the folder and what is wrong with it.
+    """
     where = source if source == str(folder) else f"{source} ({folder})"
+    _check_folder(folder, where)
+    with _quiet(), _named_damage(where):
+        model, tokenizer, processor, info = _load(folder, device)
+    _check_tensors(model, info, where)
+    with _quiet(), _named_damage(where):
+        fingerprint = hub_fingerprint(folder)
+        encoder = HubEncoder(model.to(device), tokenizer, processor, name=name, source=source, fingerprint=fingerprint)
+        # Encoding a picture and a text shows whether the files fit together.
+        X = encoder.encode_images(np.zeros((1, encoder.image_size, encoder.image_size, 3), np.uint8))
+        if X.shape[1] != encoder.dim:
+            raise ValueError(f"pictures have {X.shape[1]} dimensions, texts {encoder.dim}")
+    return encoder
+
+
+def _check_folder(folder: Path, where: str) -> None:
+    """Raises `SparsightError` where a folder holds no model that can be read as an encoder."""
     if not is_hub_folder(folder):
         raise SparsightError(f"no encoder in {where}: its {CONFIG} names no model_type of transformers")
     family = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
@@ -106,20 +119,30 @@ def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: s
         raise SparsightError(f"{where} holds a model of type {family}; encoders are of type {', '.join(FAMILIES)}")
     if lacking := lacking_files(folder):
         raise SparsightError(f"no encoder in {where}: {lacking}")
+
+
+def _load(folder: Path, device: torch.device) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The model, the tokenizer, the image processor, and what transformers tells of the weights it loaded."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _quiet(), _damage(where):
-        config = AutoConfig.from_pretrained(folder, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        processor = AutoImageProcessor.from_pretrained(folder, **options)
-        model, info = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=_precision(device),
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # and refuse them here, by name
-            output_loading_info=True,
-            **options,
-        )
+    config = AutoConfig.from_pretrained(folder, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    processor = AutoImageProcessor.from_pretrained(folder, **options)
+    model, info = AutoModel.from_pretrained(
+        folder,
+        config=config,
+        dtype=_precision(device),
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are refused by `_check_tensors`, which names them
+        output_loading_info=True,
+        **options,
+    )
+    return model, tokenizer, processor, info
+
+
+def _check_tensors(model: Any, info: dict[str, Any], where: str) -> None:
+    """Raises `SparsightError` where a tensor is missing, has another shape, or has values that are not finite."""
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
@@ -130,17 +153,9 @@ def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: s
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise SparsightError(f"damaged encoder in {where}: tensor {key} has values that are not finite")
-    with _quiet(), _damage(where):  # a picture and a text are tried: do the files fit together?
-        encoder = HubEncoder(
-            model.to(device), tokenizer, processor, name=name, source=source, fingerprint=fingerprint_of(folder)
-        )
-        X = encoder.encode_images(np.zeros((1, encoder.image_size, encoder.image_size, 3), np.uint8))
-        if X.shape[1] != encoder.dim:
-            raise ValueError(f"pictures have {X.shape[1]} dimensions, texts {encoder.dim}")
-    return encoder
 
 
-def _unit(features: torch.Tensor) -> np.ndarray:
+def _unit_rows(features: torch.Tensor) -> np.ndarray:
     return torch.nn.functional.normalize(features.float(), dim=1).cpu().numpy()
 
 
@@ -151,8 +166,8 @@ def _precision(device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _damage(where: str) -> Iterator[None]:
-    """Whatever transformers, tokenizers and safetensors raise over a folder's contents becomes one line."""
+def _named_damage(where: str) -> Iterator[None]:
+    """Turns what transformers, tokenizers and safetensors raise over a folder's contents into a `SparsightError`."""
     try:
         yield
     except Exception as e:
@@ -161,7 +176,7 @@ def _damage(where: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' own progress bars and load reports are left out: what is wrong is said in one line."""
+    """Silences transformers' own progress bars and load reports; what is wrong is told in one line."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
-"""The files of a CLIP-like model of transformers: in a local folder, or in the cache of the Hugging Face hub.
+"""The files of a CLIP-like model of transformers, in a local folder or in the cache of the Hugging Face hub.
 
-What is downloaded is what the fingerprint is taken over: configuration, tokenizer, image processor and weights. A
-model that the cache holds is not asked for again, so that an index goes on answering without a network and with the
-very model that it was built with. Light to import: nothing here needs torch.
+The configuration, tokenizer, image processor and weights are downloaded, and the fingerprint is taken over the same
+files. The hub is not asked again for a model that the cache holds. An index therefore goes on answering without a
+network, and with the very model that it was built with. Nothing here needs torch, so this is light to import.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from training.encoders.files import CONFIG, has_setting
 from training.errors import SparsightError
 from training.files import digest
 
-FAMILIES = ("clip", "siglip", "siglip2")  # model_type; most of SigLIP 2's models say siglip
-IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")  # either
-VOCABULARY = ("tokenizer.json", "merges.txt", "spiece.model", "tokenizer.model")  # any
+FAMILIES = ("clip", "siglip", "siglip2")  # known values of model_type; most SigLIP 2 models have siglip there
+IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")  # a folder needs one of them
+VOCABULARY = ("tokenizer.json", "merges.txt", "spiece.model", "tokenizer.model")  # and one of these
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 FILES = (
     CONFIG,
@@ -36,7 +36,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/name or org/name@re
 
 
 def is_hub_name(name: str) -> bool:
-    """True for org/name, org/name@revision."""
+    """True for org/name and org/name@revision."""
     return HUB_NAME.fullmatch(name) is not None
 
 
@@ -46,9 +46,9 @@ def is_hub_folder(folder: Path) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """The folder of a hub's model (org/name, org/name@revision) in the local cache, downloaded where it is not there.
+    """The folder of a hub's model in the local cache; the model is downloaded where the cache does not hold it.
 
-    Raises `SparsightError` naming the model, the cache and the hint.
+    name: org/name or org/name@revision. Raises `SparsightError`, which names the model, the cache and what can be done.
     """
     from huggingface_hub import HfApi, constants, errors, snapshot_download
 
@@ -58,7 +58,7 @@ def fetch(name: str) -> Path:
     def snapshot(cached: bool) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES), local_files_only=cached))
 
-    with suppress(Exception):  # whatever is wrong with the cache: ask the hub
+    with suppress(Exception):  # whatever is wrong with the cache, the hub is asked next
         folder = snapshot(cached=True)
         if lacking_files(folder) is None:
             return folder
@@ -76,8 +76,11 @@ def fetch(name: str) -> Path:
         ) from e
 
 
-def fingerprint_of(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files that decide a model's output."""
+def hub_fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that decide a model's output.
+
+    Raises OSError where one cannot be read.
+    """
     files = sorted({f for pattern in FILES for f in folder.glob(pattern)})
     return digest(part for f in files for part in (f.name.encode(), _sha256(f)))
 
@@ -100,7 +103,10 @@ def _has_weights(folder: Path) -> bool:
 
 
 def lacking_files(folder: Path) -> str | None:
-    """What a model's folder has too little of, or None. (A tokenizer without a vocabulary loads, and knows nothing.)"""
+    """Says which of its files a model's folder lacks; None where it lacks none.
+
+    A vocabulary is asked for because transformers loads a tokenizer without one, which then knows no word.
+    """
     if not _has_weights(folder):
         pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
         held = f"{pickles[0]} is a pickle, which could run any code" if pickles else "there are none"
@@ -115,4 +121,5 @@ def lacking_files(folder: Path) -> str | None:
 
 
 def reason_of(e: BaseException) -> str:
+    """An error's text on one line of at most 300 characters, or its type where it has no text."""
     return textwrap.shorten(str(e), 300) or type(e).__name__

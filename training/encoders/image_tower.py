@@ -1,24 +1,29 @@
-"""`conv32`: a small convolutional image tower for 32 × 32 pictures, registered with timm.
+"""`conv32`, a small convolutional image tower for 32 × 32 pictures, and smaller ones of its kind.
 
-The architecture is that of Keller Jordan's airbench (https://arxiv.org/abs/2404.00498): a frozen 2 × 2
-whitening convolution, three blocks of two 3 × 3 convolutions, a global max-pool and a linear projection.
-It follows timm's interface, so `timm.create_model("conv32", num_classes=d)` and any other timm model
-are interchangeable as towers. Fully convolutional: it also trains on smaller pictures.
+The architecture is that of Keller Jordan's airbench (https://arxiv.org/abs/2404.00498): a frozen 2 × 2 whitening
+convolution, three blocks of two 3 × 3 convolutions, a global max-pool and a linear projection. It is fully
+convolutional and so takes smaller pictures as well.
+
+Importing this module registers the towers with timm. They have timm's interface: `timm.create_model("conv32",
+num_classes=d)` makes one, and any other timm model can stand in its place.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WHITEN_EPS = 5e-4
+WHITEN_EPS = 5e-4  # added to the patches' variances, so that the faintest directions are not blown up
 
 
 class _Block(nn.Module):
+    """(b, c_in, h, w) → (b, c_out, h/2, w/2)."""
+
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
@@ -40,7 +45,10 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Conv32(nn.Module):
-    """(b, 3, h, w) normalised pictures → (b, num_classes), or pooled features where `num_classes` is 0."""
+    """Normalised pictures (b, 3, h, w) → (b, num_classes), or the pooled features where `num_classes` is 0.
+
+    widths: channels of the three blocks. in_chans: channels of the pictures.
+    """
 
     def __init__(self, widths: tuple[int, int, int] = (128, 384, 384), num_classes: int = 256, in_chans: int = 3):
         super().__init__()
@@ -54,13 +62,16 @@ class Conv32(nn.Module):
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the projection by a new one to `num_classes` dimensions, or by none (0)."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes, bias=False) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Normalised pictures (b, 3, h, w) → features (b, widths[-1], h', w')."""
         return self.blocks(F.gelu(self.whiten(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features → (b, num_classes); before the projection (b, widths[-1]) where `pre_logits`."""
         x = x.amax(dim=(2, 3))
         return x if pre_logits else self.head(x)
 
@@ -69,7 +80,11 @@ class Conv32(nn.Module):
 
     @torch.no_grad()
     def init_whitening(self, x: Tensor) -> None:
-        """Sets the first layer from normalised training pictures (n, 3, h, w): ± the eigenvectors of their patches."""
+        """Sets the first layer from normalised training pictures x (n, 3, h, w).
+
+        Its filters become the eigenvectors of the covariance of 2 × 2 patches, each scaled to give variance one, and
+        their negatives (airbench).
+        """
         c, h, w = self.whiten.in_channels, *self.whiten.kernel_size
         patches = x.unfold(2, h, 1).unfold(3, w, 1).transpose(1, 3).reshape(-1, c, h, w).float()
         flat = patches.flatten(1)
@@ -78,7 +93,7 @@ class Conv32(nn.Module):
         self.whiten.weight.copy_(torch.cat([rows, -rows]))
 
 
-def _make(widths: tuple[int, int, int], pretrained: bool, kwargs: dict) -> Conv32:
+def _make(widths: tuple[int, int, int], pretrained: bool, kwargs: dict[str, Any]) -> Conv32:
     if pretrained:
         raise ValueError("conv32 has no weights at timm: it is trained by `sparsight train`")
     known = {k: v for k, v in kwargs.items() if k in {"num_classes", "in_chans"}}
@@ -86,12 +101,18 @@ def _make(widths: tuple[int, int, int], pretrained: bool, kwargs: dict) -> Conv3
 
 
 @register_model
-def conv32(pretrained: bool = False, **kwargs) -> Conv32:
-    """The bundled tower, 4.7 million parameters; its weights come with the encoder, not from timm."""
+def conv32(pretrained: bool = False, **kwargs: Any) -> Conv32:
+    """The bundled encoder's tower, of 4.7 million parameters; its weights come with the encoder, not from timm."""
     return _make((128, 384, 384), pretrained, kwargs)
 
 
 @register_model
-def conv32_small(pretrained: bool = False, **kwargs) -> Conv32:
-    """2 million parameters; trains in half the time."""
+def conv32_small(pretrained: bool = False, **kwargs: Any) -> Conv32:
+    """A tower of 2 million parameters, which trains in half the time."""
     return _make((64, 256, 256), pretrained, kwargs)
+
+
+@register_model
+def conv32_tiny(pretrained: bool = False, **kwargs: Any) -> Conv32:
+    """A tower of 0.1 million parameters, which trains in seconds: for tests and for trying settings."""
+    return _make((16, 64, 64), pretrained, kwargs)

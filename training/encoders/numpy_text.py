@@ -1,7 +1,8 @@
-"""The text tower in plain numpy: a query in a fraction of a second from a cold start.
+"""The text tower in plain numpy, so that a command answers a text query in a fraction of a second.
 
-Importing torch, timm and transformers takes seconds; a tower of two layers, a millisecond. So a text query reads
-the tower's weights itself. The transformers model stays the reference: a test holds the two together.
+To import torch, timm and transformers takes seconds; to run so small a tower takes a millisecond. A text query
+therefore reads the tower's weights itself. The transformers model (`training.encoders.text_tower`) remains the
+reference, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy as np
 
 from training.config import HEAD_WIDTH, MAX_TOKENS
 from training.data.captions import TEMPLATES, embed_concepts
-from training.encoders.files import CONFIG, TOKENIZER, WEIGHTS, fingerprint_of
+from training.encoders.files import CONFIG, TOKENIZER, WEIGHTS, trained_fingerprint
 from training.errors import SparsightError
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 
 
 class NumpyTextEncoder:
-    """The texts' half of the bundled encoder, or of a folder that `sparsight train` wrote: texts in, unit rows out.
+    """A `TextEncoder`: the text tower of an encoder that `sparsight train` wrote, computed by numpy.
 
     Raises `SparsightError` where the folder holds no whole text tower.
     """
@@ -37,24 +38,25 @@ class NumpyTextEncoder:
             with safe_open(folder / WEIGHTS, "np") as f:
                 text = [k for k in f.keys() if k.startswith("text.")]  # noqa: SIM118 (not a dict)
                 self.weights = {k.removeprefix("text."): f.get_tensor(k).astype(np.float32) for k in text}
-            self.fingerprint = fingerprint_of(folder)
+            self.fingerprint = trained_fingerprint(folder)
             self.dim = len(self.weights["projection.weight"])
             self.layers = 1 + max(int(k.split(".")[3]) for k in self.weights if ".layer." in k)
         except (OSError, SafetensorError, KeyError, ValueError) as e:
             raise SparsightError(f"no whole text tower in {folder}: {e}") from e
-        self.tokenizer.no_padding()  # a tokenizer is saved as it was last used
+        self.tokenizer.no_padding()  # a tokenizer is saved with the padding it last used
         self.tokenizer.enable_truncation(MAX_TOKENS)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → (n, d)."""
+        """Texts → (n, d) float32 unit rows."""
         rows = [self._embed(np.array(e.ids, np.int64)) for e in self.tokenizer.encode_batch(list(texts))]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
-        """Concepts → (m, d): each the normalised mean of its prompts' embeddings."""
+        """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""
         return embed_concepts(self.encode_texts, concepts, templates or TEMPLATES)
 
     def _embed(self, ids: np.ndarray) -> np.ndarray:
+        """The ids (t,) of one text's tokens → its unit row (d,)."""
         w = self.weights
         embeddings = "bert.embeddings."
         h = (
@@ -72,7 +74,7 @@ class NumpyTextEncoder:
         return (z / max(float(np.linalg.norm(z)), 1e-12)).astype(np.float32)
 
     def _attend(self, h: np.ndarray, name: str) -> np.ndarray:
-        """Multi-head self-attention (t, width) → (t, width), its output projection included."""
+        """Multi-head self-attention, its output projection included: (t, width) → (t, width)."""
         heads = max(1, h.shape[1] // HEAD_WIDTH)
         q, k, v = (
             self._linear(h, f"{name}self.{part}").reshape(len(h), heads, -1).swapaxes(0, 1)

@@ -1,9 +1,9 @@
-"""What every encoder can be asked, whoever trained it: arrays in, unit float32 rows out."""
+"""What every encoder can be asked, whatever its kind. `open_encoder` gives an `Encoder` of any kind by its name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     import torch
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """The half of an encoder that reads texts.
 
-    name: what an index and a report call it. fingerprint: a SHA-256 over the files that decide its output; an index
-    is not searched with another. known_from: the cosine with the nearest concept below which a text means little to
-    it; 0 where no such cosine is known.
+    name:        what an index and a report call it.
+    fingerprint: a SHA-256 over the files that decide its output. An index refuses to be searched with another one.
+    known_from:  the cosine between a text and its nearest concept below which the text means little to the encoder;
+                 0 where no such cosine is known.
     """
 
     @property
@@ -27,23 +29,33 @@ class TextEncoder(Protocol):
     def known_from(self) -> float: ...
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → (n, d)."""
+        """Texts → (n, d) float32 unit rows.
+
+        Any number of texts may be given, none as well; a text that is too long is cut off.
+        """
         ...
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
-        """Concepts → (m, d): each the normalised mean of its prompts' embeddings (the encoder's own prompts without
-        `templates`)."""
+        """Concepts → (m, d) float32 unit rows, each the normalised mean of the embeddings of a concept's prompts.
+
+        templates: of the prompts, each with one {} for the concept; the encoder's own where None.
+        """
         ...
 
 
+@runtime_checkable
 class Encoder(TextEncoder, Protocol):
-    """Pictures and texts in one space of unit vectors.
+    """Puts pictures and texts into one space of unit vectors.
 
-    source: what `open_encoder` opens it by again. trained_on: the data it learned from, in words. dim: d.
-    image_size: pixels a side of what `encode_images` takes. templates: its own prompts, each with a {}.
-    concepts: what its training captions named → the class of each; empty where nobody listed them.
-    has_modality_gap: whether its pictures and its texts lie in two cones apart, so that an index must centre both
-    (`training.encoders.centring`) before it codes pictures by concepts.
+    source:           the name by which `open_encoder` opens it again.
+    trained_on:       the data that it learned from, in words.
+    dim:              d, the dimensions of the space.
+    image_size:       pixels a side of the pictures that it takes.
+    templates:        its own prompts, each with one {} for a concept.
+    concepts:         the concepts of its training captions, each with the class it belongs to; empty where unknown.
+    has_modality_gap: whether its pictures and its texts lie in two cones apart. An index must then centre both before
+                      it codes pictures by concepts (`training.encoders.centring`).
+    device:           where torch computes.
     """
 
     @property
@@ -64,5 +76,8 @@ class Encoder(TextEncoder, Protocol):
     def device(self) -> torch.device: ...
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pictures (n, s, s, 3) → X (n, d), in batches of the encoder's own choice."""
+        """Pictures, uint8 RGB (n, s, s, 3) → X (n, d) float32 unit rows; s is `image_size`.
+
+        Any number of pictures may be given, none as well: the encoder makes batches that fit into memory.
+        """
         ...

@@ -1,11 +1,11 @@
 """From a name to an encoder: `bundled`, a folder, or a model of the Hugging Face hub (org/name, org/name@revision).
 
-The kinds of encoder are told apart here and nowhere else. Torch and transformers are imported once they are needed.
+The kinds of encoder are told apart here and nowhere else. Torch and transformers are imported only where they are
+needed.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.encoders import files, hub_files
@@ -18,35 +18,27 @@ if TYPE_CHECKING:
 
 
 def open_encoder(name: str = "bundled", device: torch.device | str = "cpu", *, means: Means | None = None) -> Encoder:
-    """Opens an encoder by its name; means: what an index centred its embeddings on, if it did.
+    """Opens an encoder by its name.
 
-    Raises `SparsightError` with the path and the reason.
+    name: `bundled`, a folder, org/name or org/name@revision; a folder of that name goes before the hub. device: where
+    to compute; "auto" picks one. means: what an index centred its embeddings on, if it did; the encoder does the same.
+
+    Raises `SparsightError` with the path and the reason where there is no such encoder, where it is damaged, and where
+    there is no such device.
     """
     from training.device import pick_device
 
     device = pick_device(device) if isinstance(device, str) else device
-    encoder: Encoder
-    folder = files.folder_of(name)
-    is_remote = hub_files.is_hub_name(name) and not folder.exists()
-    if is_remote or hub_files.is_hub_folder(folder):
-        from training.encoders.hub import open_hub_encoder
-
-        where = hub_files.fetch(name) if is_remote else folder
-        shown, source = (name, name) if is_remote else (folder.name, str(folder))
-        encoder = open_hub_encoder(where, device, name=shown, source=source)
-    else:
-        from training.encoders.trained import open_trained_encoder
-
-        encoder = open_trained_encoder(folder, device)
+    encoder = _open_hub(name, device) if _is_hub(name) else _open_trained(name, device)
     return encoder if means is None else CentredEncoder(encoder, means)
 
 
 def open_text_encoder(
     name: str = "bundled", device: torch.device | str = "cpu", *, means: Means | None = None
 ) -> TextEncoder:
-    """Opens what reads texts alone: in plain numpy, and so at once, where `sparsight train` wrote the encoder.
+    """Opens what reads texts alone. Where `sparsight train` wrote the encoder, numpy does, without torch's long import.
 
-    Raises `SparsightError` as `open_encoder` does.
+    Takes and raises what `open_encoder` does.
     """
     folder = files.folder_of(name)
     if not files.is_trained_folder(folder):
@@ -58,11 +50,34 @@ def open_text_encoder(
 
 
 def fingerprint_of(name: str) -> str | None:
-    """The fingerprint of an encoder by its name, from its files alone; None for a hub's model without a local folder.
+    """The fingerprint of an encoder by its name, from its files alone; None for a model that only the hub holds.
 
-    Raises OSError where its files cannot be read.
+    Raises OSError where a file cannot be read.
     """
-    folder: Path = files.folder_of(name)
-    if hub_files.is_hub_name(name) and not folder.exists():
+    if _is_remote(name):
         return None
-    return hub_files.fingerprint_of(folder) if hub_files.is_hub_folder(folder) else files.fingerprint_of(folder)
+    folder = files.folder_of(name)
+    return hub_files.hub_fingerprint(folder) if _is_hub(name) else files.trained_fingerprint(folder)
+
+
+def _is_remote(name: str) -> bool:
+    return hub_files.is_hub_name(name) and not files.folder_of(name).exists()
+
+
+def _is_hub(name: str) -> bool:
+    return _is_remote(name) or hub_files.is_hub_folder(files.folder_of(name))
+
+
+def _open_hub(name: str, device: torch.device) -> Encoder:
+    from training.encoders.hub import open_hub_encoder
+
+    if _is_remote(name):
+        return open_hub_encoder(hub_files.fetch(name), device, name=name, source=name)
+    folder = files.folder_of(name)
+    return open_hub_encoder(folder, device, name=folder.name, source=str(folder))
+
+
+def _open_trained(name: str, device: torch.device) -> Encoder:
+    from training.encoders.trained import open_trained_encoder
+
+    return open_trained_encoder(files.folder_of(name), device)

@@ -1,7 +1,8 @@
-"""A compact text tower: a transformers BERT of two layers with a byte-level BPE trained on the captions.
+"""A compact text tower: a transformers BERT of a few layers over the tokens of its own small tokenizer.
 
-Mean pooling over the tokens, then a linear projection into the shared space. Byte-level tokens leave no
-word unknown, though a word that no caption held means little to a tower this small.
+The tokenizer is a byte-level BPE (Sennrich et al. 2016) learned from the training texts. Every text can be written in
+its tokens, so that no word is unknown; but a word that was not among the training texts means little to so small a
+tower.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from training.config import HEAD_WIDTH, MAX_TOKENS
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """Trains a lower-case byte-level BPE on captions."""
+    """Learns a tokenizer of at most `vocab_size` tokens from captions; it makes all texts lower case."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -33,11 +34,17 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> PreTrain
 
 
 def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer in the form that transformers' models take."""
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=MAX_TOKENS)
 
 
 class TextTower(nn.Module):
-    """Token ids (b, t) and their mask (b, t) → (b, dim), not yet normalised."""
+    """A BERT encoder (Devlin et al. 2019), the mean over its tokens, and a linear projection into the shared space.
+
+    vocab_size: tokens of the tokenizer. dim: dimensions of the shared space. width: dimensions of a token inside the
+    tower; a head of attention has `HEAD_WIDTH` of them, and the inner layer twice as many. layers: transformer layers.
+    It has no dropout and begins with random weights.
+    """
 
     def __init__(self, vocab_size: int, dim: int, *, width: int = 128, layers: int = 2):
         super().__init__()
@@ -56,6 +63,7 @@ class TextTower(nn.Module):
         self.projection = nn.Linear(width, dim, bias=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids (b, t) and their mask (b, t), 1 for a token and 0 for padding → (b, dim), not normalised."""
         hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (b, t, width)
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1.0)
@@ -63,5 +71,6 @@ class TextTower(nn.Module):
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device) -> dict[str, Tensor]:
+    """The arguments of `TextTower.forward` for b texts, padded to the longest; more than `MAX_TOKENS` are cut off."""
     batch = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
     return {k: batch[k].to(device) for k in ("input_ids", "attention_mask")}

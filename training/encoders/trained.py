@@ -12,19 +12,18 @@ from torch.nn import functional as F
 
 from training.data.captions import TEMPLATES, embed_concepts
 from training.device import fast_bf16
+from training.encoders.batches import in_batches
 from training.encoders.dual import DualEncoder, load_model
-from training.encoders.files import BUNDLED, CONCEPTS, fingerprint_of
+from training.encoders.files import BUNDLED, CONCEPTS, trained_fingerprint
 from training.errors import SparsightError
 
-BATCH = 500  # pictures in one pass: its activations stay within about 1 GB
+BATCH = 500  # pictures in one pass; its activations take about 1 GB at most
 
 
 class TrainedEncoder:
-    """A loaded encoder, ready to use: arrays in, unit float32 rows out.
+    """An `Encoder` that `sparsight train` wrote.
 
-    name, fingerprint, trained_on: what an index and a report say of it. source: "bundled" or its folder.
-    concepts: what its captions named → the class of each. dim: d. image_size: pixels a side. templates: its prompts.
-    known_from: the cosine with the nearest concept below which a text means little to it.
+    fingerprint: over its files. source: "bundled" or its folder. concepts: of its captions, each with its class.
     """
 
     templates = TEMPLATES
@@ -44,10 +43,12 @@ class TrainedEncoder:
         return self.model.device
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pictures (n, s, s, 3) → X (n, d): the mean over the views that the encoder's settings ask for (those
-        of airbench, https://arxiv.org/abs/2404.00498)."""
-        parts = [self._encode_batch(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+        """Pictures, uint8 RGB (n, s, s, 3) → X (n, d) float32 unit rows.
+
+        A row is the mean over views of the picture, mirrored and shifted as the encoder's settings ask for. These are
+        the views of airbench (https://arxiv.org/abs/2404.00498).
+        """
+        return in_batches(self._encode_batch, pixels, BATCH, self.dim)
 
     @torch.inference_mode()
     def _encode_batch(self, pixels: np.ndarray) -> np.ndarray:
@@ -64,18 +65,18 @@ class TrainedEncoder:
         return F.normalize(z, dim=1).cpu().numpy().astype(np.float32)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → (n, d)."""
+        """Texts → (n, d) float32 unit rows."""
         return self.model.encode_texts(texts)
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
-        """Concepts → (m, d): each the normalised mean of its prompts' embeddings."""
+        """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""
         return embed_concepts(self.encode_texts, concepts, templates or self.templates)
 
 
 def open_trained_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
-    """Loads the bundled encoder, or one from a folder that `sparsight train` wrote.
+    """Loads an encoder from a folder that `sparsight train` wrote, such as that of the bundled one.
 
-    Raises `SparsightError` with the path and the reason.
+    Raises `SparsightError` with the path and the reason where it is missing or damaged.
     """
     model = load_model(folder).to(device).to(memory_format=torch.channels_last)
     try:
@@ -83,4 +84,4 @@ def open_trained_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
     except ValueError as e:
         raise SparsightError(f"damaged encoder in {folder}: {CONCEPTS} is not JSON ({e})") from e
     source = "bundled" if folder == BUNDLED else str(folder)
-    return TrainedEncoder(model, fingerprint_of(folder), source, concepts)
+    return TrainedEncoder(model, trained_fingerprint(folder), source, concepts)

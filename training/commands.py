@@ -1,0 +1,142 @@
+"""What all commands of the command line share: their options, their signals, and faults told in one line.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from training.errors import SparsightError
+from training.terminal import printable
+
+index_option = click.option(
+    "--index",
+    "index_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="index",
+    envvar="SPARSIGHT_INDEX",
+    show_default=True,
+    show_envvar=True,
+    help="Folder of the index.",
+)
+data_option = click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="data",
+    envvar="SPARSIGHT_DATA",
+    show_default=True,
+    show_envvar=True,
+    help="Folder that holds (or will hold) cifar-10-batches-py.",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where torch computes.",
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+k_option = click.option("-k", type=int, default=10, show_default=True, help="How many to return.")
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[signal.Signals]]:
+    """Lists the signals that ask this process to end, in the order of their coming.
+
+    SIGTERM is handled as Ctrl-C is: each of the two also raises `KeyboardInterrupt`, so that a command ends with
+    nothing half done. Some libraries turn that into an error of their own. A command that ends by any error after a
+    signal was therefore interrupted, and this list tells.
+    """
+    received: list[signal.Signals] = []
+
+    def note(number: int, frame: object) -> NoReturn:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
+        yield received
+        return
+    ending = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, note) for s in ending}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _OneLineErrors(click.Command):
+    """A command whose errors are one line on stderr each, with exit code 1, 2, 130 or 143; never a traceback."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        with noted_signals() as received:
+            try:
+                code = super().main(args, prog_name, complete_var, False, **extra)
+                sys.stdout.flush()
+                sys.exit(code if isinstance(code, int) else 0)
+            except BrokenPipeError:  # the reader of a pipe (`head`, say) has all it wanted
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(0)
+            except (Exception, KeyboardInterrupt) as e:
+                if received:  # whatever error a library made of it
+                    _end_by_signal(received[0])
+                _tell(e)
+
+
+def _tell(e: BaseException) -> NoReturn:
+    """Ends the command with one line for an error that a person can mend; a bug is raised again."""
+    if isinstance(e, SparsightError):
+        _fail(str(e), e.exit_code)
+    if isinstance(e, click.UsageError):
+        command = e.ctx.command_path if e.ctx else "sparsight"
+        _fail(f"{e.format_message()} (see {command} --help)", 2)
+    if isinstance(e, click.ClickException):
+        _fail(e.format_message(), e.exit_code)
+    if isinstance(e, click.Abort | KeyboardInterrupt):
+        _end_by_signal(signal.SIGINT)
+    if isinstance(e, OSError):  # about a path that the command did not check itself
+        _fail(f"{e.strerror or e}: {e.filename}" if e.filename else str(e), 1)
+    if isinstance(e, MemoryError):
+        _fail("out of memory", 1)
+    raise e
+
+
+def _end_by_signal(number: signal.Signals) -> NoReturn:
+    """Ends a command that a signal interrupted, with the exit code that a shell gives it: 130 for Ctrl-C."""
+    _fail("interrupted" if number == signal.SIGINT else "terminated", 128 + number)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo("Error: " + printable(" ".join(message.split())), err=True)
+    sys.exit(code)
+
+
+class Command(_OneLineErrors):
+    """A click command with one-line errors."""
+
+
+class Group(_OneLineErrors, click.Group):
+    """A click group with one-line errors."""
+
+    command_class = Command
