@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -219,18 +223,6 @@ def test_only_what_can_change_the_best_is_read():
     assert found.read < 0.2 * p.sizes.sum()
 
 
-def test_less_trust_reads_less_and_scores_what_it_finds_exactly():
-    rng = np.random.default_rng(0)
-    W = sparse.random(100_000, 6, 0.2, "csc", np.float32, rng)
-    W.data = rng.exponential(0.2, W.nnz).astype(np.float32) + np.float32(0.01)
-    p = packed(W)
-    s = rng.random(6)
-    exact, rough = (Inverted(p, 0).search(s, 10, trust=t) for t in (1.0, 0.2))
-    every = dict(zip(*brute_force(p, s, p.n), strict=True))
-    assert rough.read < exact.read
-    assert all(every[i] == score for i, score in zip(rough.ids.tolist(), rough.scores.tolist(), strict=True))
-
-
 def test_postings_take_at_most_three_bytes():
     """1 of 50 pictures a concept, as many as there are; the headers count too."""
     rng = np.random.default_rng(0)
@@ -272,6 +264,29 @@ def test_flipped_words_cannot_lead_the_kernels_astray(data):
         assert 0 <= found.ids.min() <= found.ids.max() < 400
 
 
+def test_the_kernels_are_kept_compiled(tmp_path):
+    """Compiled once, they are loaded from the cache by the next process: compiling takes some ten times as long."""
+    code = (
+        "import numpy as np\n"
+        "from scipy import sparse\n"
+        "from indexer.store.postings import pack\n"
+        "from search import kernels\n"
+        "from search.inverted import Inverted\n"
+        "W = sparse.random(500, 300, 0.1, 'csc', np.float32, np.random.default_rng(0))\n"
+        "W.sort_indices()\n"
+        "engine = Inverted(pack(W.indptr, W.indices, W.data, 500), 0)\n"
+        "engine.search(np.eye(300)[0], 5), engine.search(np.ones(300), 5)\n"
+        "stats = [f.stats for f in (kernels.max_score, kernels.by_picture, kernels.scan)]\n"
+        "print([(len(s.cache_hits), len(s.cache_misses)) for s in stats])"
+    )
+    at = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    found = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=at).stdout.strip()
+        for _ in range(2)
+    ]
+    assert found == ["[(0, 1), (0, 1), (0, 1)]", "[(1, 0), (1, 0), (1, 0)]"]
+
+
 def test_the_bench_agrees_with_the_float_product(capsys):
     from eval.bench.search import bench_search, claims
 
@@ -280,9 +295,9 @@ def test_the_bench_agrees_with_the_float_product(capsys):
         r["name"] for r in rows
     }
     names = ("sparsight exact", "sparsight batch, a query", "DuckDB SQL on plain postings", "scipy s Wᵀ, both sparse")
-    overlaps = [r["overlap"] for r in rows if r["name"] in names and r["queries"] == "frequent"]
-    assert len(overlaps) == 4
-    assert min(overlaps) >= 0.95
-    assert {c["claim"]: c["met"] for c in claims(rows)}["overlap@10 with float32"] == (
-        next(r["overlap"] for r in rows if r["name"] == "sparsight exact" and r["queries"] == "frequent") >= 0.995
+    recalls = [r["recall@10"] for r in rows if r["name"] in names and r["queries"] == "frequent"]
+    assert len(recalls) == 4
+    assert min(recalls) >= 0.95
+    assert {c["claim"]: c["met"] for c in claims(rows)}["recall@10 of the float32 product"] == (
+        next(r["recall@10"] for r in rows if r["name"] == "sparsight exact" and r["queries"] == "frequent") >= 0.995
     )
