@@ -1,4 +1,4 @@
-"""`sparsight eval`, and the one command that joins those of every package."""
+"""`sparsight eval`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from indexer.cli import builds
-from indexer.exchange.cli import export, import_, sql
-from search.cli import queries
-from training.cli import Command, Group, data_option, device_option, index_option, json_option, seed_option, train
+from training.cli import Command, data_option, device_option, index_option, json_option, seed_option
 from training.errors import SparsightError
 
 if TYPE_CHECKING:
@@ -48,15 +45,15 @@ def evaluate(
     """Writes the report: accuracy, the λ sweep, memory, baselines, open words, corruptions; dense against sparse."""
     from eval.evaluate import evaluate as measure
     from eval.report import summary, write_report
-    from search.engine import Searcher
+    from search.index import Index
     from training.device import pick_device
 
     chosen = str(pick_device(device))
-    with Searcher(index_dir, None, chosen) as searcher:
-        store = searcher.store
+    with Index(index_dir, device=chosen) as opened:
+        store = opened.store
         encoder, pictures = None, None
         try:
-            encoder = searcher.encoder
+            encoder = opened.encoder
             pictures = _test_pictures(data_dir, corrupted, seed) if store.meta.dataset == "CIFAR-10" else None
         except SparsightError as e:
             click.echo(
@@ -81,13 +78,3 @@ def _test_pictures(root: Path, n: int, seed: int) -> Pictures | None:
         return None
     pictures = load_cifar10(root, ("test",), download=False)
     return pictures.take(np.sort(np.random.default_rng(seed).permutation(len(pictures))[:n]))
-
-
-@click.group(cls=Group)
-@click.version_option(package_name="sparsight", message="%(version)s")
-def main() -> None:
-    """Finds and explains pictures by concept."""
-
-
-for command in (train, *builds.commands.values(), *queries.commands.values(), sql, export, import_, evaluate):
-    main.add_command(command)

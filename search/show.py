@@ -1,4 +1,4 @@
-"""Results for people: tables, pictures in a terminal, and a contact sheet."""
+"""Hits as people read them: a table, pictures in a terminal, a contact sheet."""
 
 from __future__ import annotations
 
@@ -7,37 +7,32 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from search.engine import ConceptWeight, Hit
+from search.answers import ConceptWeight, Hit
 from training.errors import SparsightError
 from training.files import write_whole
-from training.terminal import printable
+from training.terminal import printable, table
 
 CELL = 128  # pixels a side of a picture on the sheet
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Left-aligned columns, as wide as their widest cell; the last one is cut at the terminal's edge."""
-    rows = [[printable(c) for c in r] for r in rows]
-    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
-    edge = max(60, shutil.get_terminal_size((120, 24)).columns)
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (header, *rows)]
-    return "\n".join(line if len(line) <= edge else line[: edge - 1] + "…" for line in lines)
-
-
 def concepts_line(concepts: Sequence[ConceptWeight], most: int = 4) -> str:
+    """The first concepts and what they add to the score, on one line."""
     return ", ".join(f"{c.name} {c.contribution:+.2f}" for c in concepts[:most])
 
 
 def hits_table(hits: Sequence[Hit]) -> str:
+    """Hits as a table, one a line."""
     rows = [[str(h.rank), f"{h.score:.3f}", h.label or "-", str(h.id), h.path, concepts_line(h.concepts)] for h in hits]
     return table(rows, ["", "score", "label", "id", "path", "concepts (what each adds to the score)"])
 
 
-def terminal_shows_pictures(stream) -> bool:
+def terminal_shows_pictures(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that says it shows 24-bit colour."""
     return stream.isatty() and os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
 
 
@@ -57,7 +52,10 @@ def terminal_pictures(thumbnails: Sequence[bytes], width: int = 16) -> str:
 
 
 def write_sheet(path: Path, thumbnails: Sequence[bytes], captions: Sequence[str], columns: int = 5) -> None:
-    """Writes a contact sheet: pictures in rows of `columns`, a caption under each."""
+    """Writes a contact sheet as PNG: pictures (JPEG bytes) in rows of `columns`, a caption under each.
+
+    Raises `SparsightError` where the file cannot be written.
+    """
     columns = min(columns, len(thumbnails))
     lines = -(-len(thumbnails) // columns)
     sheet = Image.new("RGB", (columns * (CELL + 8) + 8, lines * (CELL + 28) + 8), "white")

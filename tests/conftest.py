@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from eval.cli import main
+from sparsight import main
 from training.data.cifar10 import CLASSES, Pictures
 
 

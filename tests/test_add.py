@@ -20,7 +20,7 @@ from indexer.config import IndexConfig
 from indexer.store import DATABASE, Store
 from indexer.store.dense import FILE, cached_dense
 from indexer.store.journal import FOLDER, Journal
-from search.engine import Searcher
+from search.index import Index
 from training.encoders import open_encoder
 from training.errors import CallError, SparsightError
 from training.files import path_text
@@ -155,7 +155,7 @@ def test_searches_after_changes_are_brute_force(folder, index, encoder, pictures
     remove_pictures(index, ["0", "7", "8"])
     add_pictures(index, [paint(folder, pictures, i) for i in (60, 61)], encoder)
     rng = np.random.default_rng(0)
-    with Searcher(index) as searcher:
+    with Index(index) as searcher:
         store = searcher.store
         A = store.embeddings() if mode == "dense" else store.codes() @ store.dictionary()
         for t in rng.normal(size=(5, store.d)).astype(np.float32):
@@ -236,12 +236,12 @@ def test_any_dense_index_follows(folder, encoder, pictures, tmp_path, factory):
     index = tmp_path / "index"
     index_folder(index, folder, encoder, IndexConfig(dense=factory))
     add_pictures(index, [paint(folder, pictures, i) for i in range(70, 75)], encoder)
-    with Searcher(index) as searcher:
+    with Index(index) as searcher:
         assert cached_dense(searcher.store).ntotal == 25
         x = searcher.store.embeddings_of([22])[0]
         assert 22 in [h.id for h in searcher.search_vector(x, 3, "dense")]
     remove_pictures(index, ["22"])
-    with Searcher(index) as searcher:
+    with Index(index) as searcher:
         assert 22 not in [h.id for h in searcher.search_vector(x, 30, "dense")]
 
 
@@ -333,6 +333,6 @@ def test_the_second_writer_is_told_who_the_first_is(index, encoder, folder):
             SparsightError, match=rf"changed by `sparsight compact` \(process {os.getpid()} on .*, since"
         ):
             add_pictures(index, [folder], encoder)
-        with Searcher(index) as searcher:  # readers need no lock
+        with Index(index) as searcher:  # readers need no lock
             assert len(searcher.store) == 20
     remove_pictures(index, ["0"])

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eval.cli import main
+from sparsight import main
 
 MANY = 1500 if os.environ.get("SPARSIGHT_SOAK") else 120
 COMMANDS = (

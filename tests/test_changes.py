@@ -24,7 +24,7 @@ from indexer.config import IndexConfig
 from indexer.plan import plan_addition
 from indexer.store import Store, compact_store
 from indexer.store.lock import writing
-from search.engine import Searcher
+from search.index import Index
 from training.encoders import open_encoder
 from training.errors import CallError, SparsightError
 
@@ -90,7 +90,7 @@ class Changes(RuleBasedStateMachine):
             name: w.hashes[content] for name, content in START.items()
         }
         self.next_id = len(self.known)
-        self.held = Searcher(w.folder)
+        self.held = Index(w.folder)
         self.held_known = dict(self.known)
 
     def teardown(self) -> None:
@@ -195,7 +195,7 @@ class Changes(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.held.store.close()
-        self.held, self.held_known = Searcher(self.world.folder), dict(self.known)
+        self.held, self.held_known = Index(self.world.folder), dict(self.known)
 
     @rule(content=contents, k=st.integers(1, CONTENTS), mode=st.sampled_from(["dense", "sparse"]))
     def search(self, content: int, k: int, mode: str) -> None:
@@ -217,7 +217,7 @@ class Changes(RuleBasedStateMachine):
         w, known = self.world, self.held_known
         j = data.draw(st.integers(0, len(w.names) - 1))
         weights = {i: w.W[content][j] for i, (_, content) in known.items() if w.W[content][j] > 0}
-        hits = self.held.search_concepts([w.names[j]], k)
+        hits = self.held.search(concepts=w.names[j], k=k)
         assert len(hits) == min(k, len(weights))
         for h, best in zip(hits, sorted(weights.values(), reverse=True), strict=False):
             assert h.score == pytest.approx(weights[h.id], abs=1e-3)

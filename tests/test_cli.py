@@ -13,8 +13,8 @@ import duckdb
 import pytest
 from PIL import Image
 
-from eval.cli import main
 from indexer.store import DATABASE, Store
+from sparsight import main
 
 
 @pytest.fixture
@@ -154,31 +154,41 @@ def test_a_broken_off_index_leaves_the_earlier_one(bundled_index):
     assert {f.name: f.read_bytes() for f in bundled_index.iterdir()} == before
 
 
-def test_help_is_light():
-    code = "import sys, eval.cli; print([m for m in ('torch', 'faiss', 'transformers', 'duckdb') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
-
-
 def test_concept_lookup_needs_no_torch(small_index):
     code = (
-        "import sys, eval.cli\n"
-        f"eval.cli.main(['concepts', 'cat', '--index', {str(small_index)!r}], standalone_mode=False)\n"
+        "import sys, sparsight\n"
+        f"sparsight.main(['concepts', 'cat', '--index', {str(small_index)!r}], standalone_mode=False)\n"
         "assert not {'torch', 'faiss', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_each_command_and_package_has_help(run):
-    for name in ("train", "index", "sql", "export", "import", "search", "classify", "concepts", "explain", "eval"):
-        assert "--" in run(name, "--help").stdout
+    listed = run("--help").stdout
+    for name in main.list_commands(None):
+        assert f"  {name} " in listed
+        assert f"main {name}" in run(name, "--help").stdout
     for package in ("training", "indexer", "search", "eval"):
         done = subprocess.run([sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True)
         assert "Usage" in done.stdout
+
+
+def test_each_package_runs_the_root_commands_by_itself():
+    """`python -m PACKAGE` has the same commands, and the root has no others."""
+    from eval.cli import evaluate
+    from indexer.cli import builds
+    from indexer.exchange.cli import export, import_, sql
+    from search.cli import queries
+    from training.cli import train
+
+    alone = [train, *builds.commands.values(), *queries.commands.values(), sql, export, import_, evaluate]
+    assert {command.name: command for command in alone} == {
+        name: main.get_command(None, name) for name in main.list_commands(None)
+    }
 
 
 def test_the_readme_names_every_command():
     from pathlib import Path
 
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert [c for c in main.commands if f"sparsight {c}" not in readme] == []
+    assert [c for c in main.list_commands(None) if f"sparsight {c}" not in readme] == []

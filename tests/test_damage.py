@@ -29,7 +29,7 @@ from indexer.store import COUNTS, DATABASE
 from indexer.store.dense import FILE
 from indexer.store.journal import Journal, pending
 from indexer.store.lock import HOLDER, LOCK, writing
-from search.engine import Searcher
+from search.index import Index
 from training.encoders import open_encoder
 from training.errors import SparsightError
 
@@ -57,9 +57,9 @@ def ask(folder: Path) -> bytes:
     """All that is asked of an index without an encoder, as bytes that can be compared."""
     t = np.random.default_rng(3).normal(size=256).astype(np.float32)
     t /= np.linalg.norm(t)
-    with Searcher(folder) as s:
-        name = s.concepts[int(np.argmax([c.images for c in s.concepts]))].name
-        hits = [s.search_vector(t, 7, "dense"), s.search_vector(t, 7, "sparse"), s.search_concepts([name], 5)]
+    with Index(folder) as s:
+        name = max(s.concepts(), key=lambda c: c.images).name
+        hits = [s.search_vector(t, 7, "dense"), s.search_vector(t, 7, "sparse"), s.search(concepts=name, k=5)]
         store = s.store
         rows = [store.images([3, 77]), store.known_files(), store.skipped(), store.thumbnails([4, 149])]
         codes = [(ids.tolist(), weights.tolist()) for ids, weights in store.codes_of([3, 77])]

@@ -17,7 +17,7 @@ from indexer.store.dense import FILE
 from indexer.store.doctor import examine, repair
 from indexer.store.journal import Journal, pending
 from indexer.store.lock import HOLDER, LOCK, writing
-from search.engine import Searcher
+from search.index import Index
 from training.encoders import open_encoder
 from training.errors import SparsightError
 
@@ -29,13 +29,13 @@ def index(light_index, tmp_path) -> Path:
 
 def answers(folder: Path) -> list[object]:
     """What an index says of everything that a repair must bring back."""
-    with Searcher(folder) as s:
+    with Index(folder) as s:
         t = s.D[0]
         hits = [s.search_vector(t, 20, mode) for mode in ("dense", "sparse")]
         # Among equal scores the order of the codes' last bits may differ once they are computed again.
         found = [[(h.id, h.path, round(h.score, 4), h.label, len(h.concepts)) for h in list_] for list_ in hits]
         s.store.images()
-        return [found, s.store.classes()[0], s.concepts, s.store.thumbnails([0, 77])]
+        return [found, s.store.classes()[0], s.concepts(), s.store.thumbnails([0, 77])]
 
 
 def sql(folder: Path, *statements: str) -> None:

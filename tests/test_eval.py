@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from scipy import sparse
 
-from eval.cli import main
 from eval.metrics import compact_bytes, csr_bytes, mcnemar, row_cosines, strongest, wilson
+from sparsight import main
 
 
 def test_wilson_interval_of_the_textbook():

@@ -341,7 +341,7 @@ def test_sql_prints_a_table_and_says_what_it_leaves_off(run, index):
 def test_sql_reads_stdin(index):
     for more in ([], ["-"]):
         done = subprocess.run(
-            [sys.executable, "-c", "from eval.cli import main; main()", "sql", *more, "--json", "--index", str(index)],
+            [sys.executable, "-c", "from sparsight import main; main()", "sql", *more, "--json", "--index", str(index)],
             input=b"SELECT count(*) AS n FROM images -- all; of them\n",
             capture_output=True,
             check=True,
@@ -410,7 +410,7 @@ def test_a_query_beyond_its_memory_is_one_line(index):
 
 @pytest.mark.parametrize("query", ["SELECT count(*) FROM range(1000000000000) t(i) WHERE hash(i) = 7"])
 def test_ctrl_c_ends_a_query(index, query):
-    code = "import eval.cli, indexer.exchange.tables\nprint('x', flush=True)\neval.cli.main()"
+    code = "import sparsight, indexer.exchange.tables\nprint('x', flush=True)\nsparsight.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "sql", query, "--index", str(index)],
         stdout=subprocess.PIPE,

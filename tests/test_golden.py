@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from eval.cli import main
+from sparsight import main
 
 GOLDEN = Path(__file__).parent / "golden" / "bundled.json"
 TEXTS = ("a fire engine", "a tabby cat", "a small dog", "a ship at sea", "an animal that meows", "democracy")

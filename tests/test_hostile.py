@@ -23,7 +23,7 @@ from indexer.pictures.files import decode, quiet_pillow, read_picture
 from indexer.pictures.folders import Picture, Skipped, find_pictures, read_pictures
 from indexer.store import DATABASE, Store
 from indexer.store.journal import Journal
-from search.engine import Searcher
+from search.index import Index
 from training.encoders import open_encoder
 from training.errors import SparsightError
 from training.files import path_text
@@ -250,10 +250,10 @@ def test_every_name_finds_its_picture(index, hostile, monkeypatch):
     monkeypatch.chdir(root)
     with Store(index) as store:
         held = {str(r["path"]): r["image_id"] for r in store.images()}
-    with Searcher(index) as searcher:
+    with Index(index) as searcher:
         for name in NAMES:
             for target in (str(root / name), path_text(root / name), os.path.join(".", name)):
-                assert searcher.image_id(target) == held[path_text(root / name)]
+                assert searcher.picture_id(target) == held[path_text(root / name)]
 
 
 @pytest.mark.parametrize("name", ["new\nline\r\n.png", "\x1b[31m\x1b]0;title\x07.png", NO_UTF8], ids=printable)

@@ -191,14 +191,14 @@ def test_templates_are_kept_with_the_index(folders, pictures, tmp_path):
     encoder = open_encoder(str(folders["clip"]))
     templates = ("{}", "one {} there")
     index_pictures(tmp_path, pictures.first(20), encoder, IndexConfig(dictionary="classes", templates=templates))
-    from search.engine import Searcher
+    from search.index import Index
 
-    with Searcher(tmp_path, None, "cpu") as searcher:
-        assert searcher.templates == list(templates)
+    with Index(tmp_path, device="cpu") as searcher:
+        assert searcher.store.meta.templates == templates
         D = encoder.encode_concepts(CLASSES, templates)
         expected = centre(encoder.encode_concepts(["zebra"], templates), D.mean(0))[0] @ searcher.D.T
         assert dict(searcher.near_concepts("zebra", 10)) == {
-            c.name: pytest.approx(float(s), abs=1e-4) for c, s in zip(searcher.concepts, expected, strict=True)
+            c.name: pytest.approx(float(s), abs=1e-4) for c, s in zip(searcher.concepts(), expected, strict=True)
         }
 
 

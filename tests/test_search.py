@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from search.engine import Searcher, top_k
+from search.index import Index
+from search.ranking import top_k
 from training.errors import CallError, SparsightError
 
 
 @pytest.fixture(scope="module")
-def searcher(small_index, small_encoder_dir):
-    with Searcher(small_index, str(small_encoder_dir), "cpu") as s:
-        yield s
+def index(small_index, small_encoder_dir):
+    with Index(small_index, encoder=str(small_encoder_dir), device="cpu") as opened:
+        yield opened
 
 
 @settings(deadline=None)
@@ -26,67 +30,67 @@ def test_top_k_is_a_stable_sort(scores, k):
 
 
 @pytest.mark.parametrize("text", ["a cat", "dark ship", "a photo of a truck."])
-def test_text_scores_are_numpys(searcher, text):
-    t = searcher.embed_text(text)
-    X, R = searcher.store.embeddings(), searcher.store.codes() @ searcher.store.dictionary()
+def test_text_scores_are_numpys(index, text):
+    t = index.embed_text(text)
+    X, R = index.store.embeddings(), index.store.codes() @ index.store.dictionary()
     for mode, A in (("dense", X), ("sparse", R)):
-        hits = searcher.search_text(text, 15, mode)
+        hits = index.search(text, k=15, mode=mode)
         np.testing.assert_allclose([h.score for h in hits], -np.sort(-(A @ t))[:15], atol=1e-5)
         np.testing.assert_allclose([A[h.id] @ t for h in hits], [h.score for h in hits], atol=1e-5)
         assert [h.rank for h in hits] == list(range(1, 16))
 
 
-def test_contributions_of_a_sparse_hit_add_up_to_its_score(searcher, pictures, tmp_path):
+def test_contributions_of_a_sparse_hit_add_up_to_its_score(index, pictures, tmp_path):
     Image.fromarray(pictures.pixels[4]).resize((90, 60)).save(tmp_path / "p.webp")
-    found = searcher.search_text("dark frog", 20) + searcher.search_picture(str(tmp_path / "p.webp"), 20)
-    found += searcher.search_concepts(["cat", "dark dog"], 20)
+    found = index.search("dark frog", k=20) + index.search(picture=tmp_path / "p.webp", k=20)
+    found += index.search(concepts=["cat", "dark dog"], k=20)
     assert len(found) > 40
     for hit in found:
         assert sum(c.contribution for c in hit.concepts) == pytest.approx(hit.score, abs=1e-5)
 
 
-def test_concept_search_is_the_codes_column(searcher):
-    W = searcher.store.codes().toarray()
-    j = searcher.concept_id("dark cat")
-    hits = searcher.search_concepts(["dark cat"], 1000)
+def test_concept_search_is_the_codes_column(index):
+    W = index.store.codes().toarray()
+    j = index.concept_id("dark cat")
+    hits = index.search(concepts="dark cat", k=1000)
     assert len(hits) == (W[:, j] > 0).sum()
     np.testing.assert_allclose([h.score for h in hits], -np.sort(-W[:, j])[: len(hits)], rtol=1e-6)
 
 
-def test_a_picture_of_the_index_finds_itself(searcher):
-    for target in ("3", str(searcher.store.images([3])[0]["path"])):
-        assert searcher.search_picture(target, 1, "dense")[0].id == 3
+def test_a_picture_of_the_index_finds_itself(index):
+    for picture in (3, "3", index.search(picture=3, k=1, mode="dense")[0].path):
+        assert index.search(picture=picture, k=1, mode="dense")[0].id == 3
 
 
-def test_a_trained_space_finds_the_right_class(searcher):
+def test_a_trained_space_finds_the_right_class(index):
     for mode in ("dense", "sparse"):
-        assert [h.label for h in searcher.search_text("a ship", 5, mode)].count("ship") >= 4
+        assert [h.label for h in index.search("a ship", k=5, mode=mode)].count("ship") >= 4
 
 
-def test_explanation_agrees_with_both_scores(searcher):
-    e = searcher.explain("7", "a deer")
-    t = searcher.embed_text("a deer")
-    x = searcher.store.embeddings_of([7])[0]
+def test_explanation_agrees_with_both_scores(index):
+    e = index.explain(7, "a deer")
+    t = index.embed_text("a deer")
+    x = index.store.embeddings_of([7])[0]
     assert e.dense_score == pytest.approx(float(x @ t), abs=1e-5)
     assert sum(c.contribution for c in e.concepts) == pytest.approx(e.sparse_score, abs=1e-5)
     assert 0 < e.cosine <= 1.0001
 
 
-def test_classify_gives_the_best_scoring_class(searcher, pictures):
-    results = [searcher.classify(str(i)) for i in range(30)]
+def test_classify_gives_the_best_scoring_class(index, pictures):
+    results = [index.classify(i) for i in range(30)]
     assert np.mean([r.label == r.scores[0][0] for r in results]) == 1
     assert all(np.diff([s for _, s in r.scores]).max() <= 0 for r in results)
     names = ["a ship", "an airplane"]
-    own = searcher.classify("0", names, "dense")
-    expected = searcher.encoder.encode_concepts(names) @ searcher.store.embeddings_of([0])[0]
+    own = index.classify(0, names, mode="dense")
+    expected = index.encoder.encode_concepts(names) @ index.store.embeddings_of([0])[0]
     assert dict(own.scores) == {n: pytest.approx(float(s), abs=1e-5) for n, s in zip(names, expected, strict=True)}
 
 
-def test_concepts_by_name_alias_case_and_near_name(searcher):
-    assert searcher.concept_id(" Dark  CAT ") == searcher.concept_id("dark cat")
+def test_concepts_by_name_alias_case_and_near_name(index):
+    assert index.concept_id(" Dark  CAT ") == index.concept_id("dark cat")
     with pytest.raises(CallError, match=r"near ones: .*dark cat"):
-        searcher.concept_id("dark catt")
-    names = [n for n, _ in searcher.near_concepts("cat", 3)]
+        index.concept_id("dark catt")
+    names = [n for n, _ in index.near_concepts("cat", 3)]
     assert names[0] == "cat"
 
 
@@ -101,18 +105,80 @@ def test_near_duplicates_become_aliases():
 
 
 @pytest.mark.parametrize("k", [0, -3])
-def test_k_must_be_positive(searcher, k):
+def test_k_must_be_positive(index, k):
+    for question in ({"text": "cat"}, {"concepts": "cat"}, {"picture": 3}):
+        with pytest.raises(CallError, match="at least 1"):
+            index.search(**question, k=k)
     with pytest.raises(CallError, match="at least 1"):
-        searcher.search_text("cat", k)
+        index.near_concepts("cat", k)
 
 
-def test_k_beyond_the_index_returns_all(searcher):
-    assert len(searcher.search_text("cat", 10_000)) == len(searcher.store)
-    assert len(searcher.search_text("cat", 10_000, "dense")) == len(searcher.store)
+def test_k_beyond_the_index_returns_all(index):
+    for mode in ("sparse", "dense"):
+        assert len(index.search("cat", k=10_000, mode=mode)) == len(index.store)
+
+
+@pytest.mark.parametrize("question", [{}, {"text": "cat", "picture": 3}, {"picture": 3, "concepts": ["cat"]}])
+def test_a_search_is_by_one_thing(index, question):
+    with pytest.raises(CallError, match="one thing"):
+        index.search(**question)
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ({"text": " "}, "empty"),
+        ({"concepts": []}, "empty"),
+        ({"concepts": ["cat", "zebra crossing"]}, "unknown concept 'zebra crossing'"),
+        ({"text": "cat", "mode": "both"}, "one of sparse, dense"),
+        ({"picture": 100_000}, "ids run from 0 to 149"),
+    ],
+)
+def test_questions_that_make_no_sense_are_refused(index, question, reason):
+    with pytest.raises(CallError, match=reason):
+        index.search(**question)
+
+
+def test_a_path_of_digits_is_no_id(index, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(pictures.pixels[4]).save("3", "png")
+    as_id, as_file = (index.embed_picture(picture) for picture in ("3", Path("3")))
+    assert (as_id[1], as_file[1]) == (3, None)
+    assert as_file[0] @ index.store.embeddings_of([4])[0] > 0.999
+    with pytest.raises(SparsightError, match="neither a file nor a picture"):
+        index.search(picture=Path("4"))
 
 
 def test_refuses_an_index_of_another_encoder(small_index):
-    with Searcher(small_index, "bundled", "cpu") as other, pytest.raises(SparsightError) as e:
-        other.search_text("cat")
+    with Index(small_index, encoder="bundled", device="cpu") as other, pytest.raises(SparsightError) as e:
+        other.search("cat")
     assert "small" in str(e.value)
     assert "conv32-cifar10" in str(e.value)
+
+
+def test_what_is_added_is_found_and_what_is_removed_is_not(small_index, small_encoder_dir, pictures, tmp_path):
+    shutil.copytree(small_index, tmp_path / "index")
+    picture = tmp_path / "new.png"
+    Image.fromarray(pictures.pixels[4][:, ::-1]).save(picture)
+    with Index(tmp_path / "index", encoder=str(small_encoder_dir), device="cpu") as changed:
+        n = len(changed)
+        for mode in ("sparse", "dense"):
+            assert len(changed.search("cat", k=1000, mode=mode)) == n
+        assert changed.add(picture).ids == [n]
+        assert len(changed) == n + 1
+        for mode in ("sparse", "dense"):
+            assert n in [hit.id for hit in changed.search("cat", k=1000, mode=mode)]
+        assert str(picture) in [hit.path for hit in changed.search(picture=4, k=2, mode="dense")]
+        assert changed.remove([picture, 3]) == [(3, path_of(small_index, 3)), (n, str(picture))]
+        for mode in ("sparse", "dense"):
+            assert {hit.id for hit in changed.search("cat", k=1000, mode=mode)} == set(range(n)) - {3}
+        with pytest.raises(CallError, match="names no picture"):
+            changed.remove("nowhere.png")
+        with pytest.raises(SparsightError, match="does not exist"):
+            changed.add(tmp_path / "nowhere")
+        assert len(changed) == n - 1
+
+
+def path_of(folder: Path, image_id: int) -> str:
+    with Index(folder) as index:
+        return index.explain(image_id).target

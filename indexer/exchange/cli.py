@@ -24,7 +24,7 @@ CELL = 60  # characters of a cell in the table; its last column is cut at the te
 def sql(query: str | None, limit: int | None, index_dir: Path, as_json: bool) -> None:
     """Answers one SQL QUERY (`-` or none: read from stdin) on the index; it can read nothing else and change nothing.
 
-    `SHOW EXPORTED` lists the tables and `DESCRIBE images` their columns. With --json bytes are base64, and numbers that
+    `SHOW TABLES` lists the tables and `DESCRIBE images` their columns. With --json bytes are base64, and numbers that
     are not finite are text.
     """
     from itertools import islice

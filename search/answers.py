@@ -1,0 +1,100 @@
+"""What questions are answered with: hits, classes and explanations, and what each concept adds to a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Mode = Literal["sparse", "dense"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+
+class Code(NamedTuple):
+    """The code of one picture, a row of W: its nnz concepts, and how much of each it holds."""
+
+    ids: np.ndarray  # (nnz,) integers
+    weights: np.ndarray  # (nnz,) float32, above 0
+
+
+@dataclass(frozen=True)
+class ConceptWeight:
+    """A concept of one picture: its weight w_j in the code, and what it adds to the score, w_j (D t)_j."""
+
+    name: str
+    weight: float
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture that was found.
+
+    rank: from 1; id: the picture's in the index; path: where its file was; label: None where it has none.
+    concepts: those of its code, the largest contribution first. In sparse mode the contributions add up to the score.
+    In dense mode they add up to the part of the score that lies in the concepts.
+    """
+
+    rank: int
+    id: int
+    score: float
+    path: str
+    label: str | None
+    concepts: list[ConceptWeight]
+
+    def to_dict(self) -> dict[str, object]:
+        """The hit as JSON holds it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of a picture.
+
+    label: the class with the highest score; scores: every class with its score, the highest first; concepts: what
+    each concept of the picture adds to the score of `label`.
+    """
+
+    label: str
+    scores: list[tuple[str, float]]
+    concepts: list[ConceptWeight]
+
+    def to_dict(self) -> dict[str, object]:
+        """The classification as JSON holds it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a picture x with the code w has its scores for a text t.
+
+    dense_score: x·t; sparse_score: (w D)·t, the sum of the contributions; cosine: of x and w D, how much of the
+    embedding the concepts hold.
+    """
+
+    target: str
+    label: str | None
+    text: str
+    dense_score: float
+    sparse_score: float
+    cosine: float
+    concepts: list[ConceptWeight]
+
+    def to_dict(self) -> dict[str, object]:
+        """The explanation as JSON holds it."""
+        return asdict(self)
+
+
+def contributions(code: Code, s: np.ndarray, names: Sequence[str]) -> list[ConceptWeight]:
+    """What each concept of a code adds to its score w·s, the largest in size first.
+
+    s (m,): the score of each concept, D t; names: of all m concepts.
+    """
+    parts = [
+        ConceptWeight(names[j], float(w), float(w * c))
+        for j, w, c in zip(code.ids, code.weights, s[code.ids], strict=True)
+    ]
+    return sorted(parts, key=lambda part: -abs(part.contribution))

@@ -1,0 +1,267 @@
+"""An index that one can ask, and change: what `sparsight.open` gives.
+
+Here texts, picture files and names become vectors and ids. `search.engine` answers what is asked of these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from indexer.store import Classes
+from search.answers import Classification, Code, Explanation, Hit, Mode, contributions
+from search.engine import Engine, check_k, check_mode
+from search.lookup import Picture, as_target, clean_text, concept_id, picture_id
+from training.errors import CallError, SparsightError
+
+if TYPE_CHECKING:
+    from indexer.store import Concept, Store
+    from indexer.update import Added
+    from training.encoders import Encoder, TextEncoder
+
+
+class Index:
+    """An open index. Close it after use, or use it as a context manager.
+
+    folder: where `sparsight index` built it. encoder: the encoder that it was built with, where that lies elsewhere
+    now. device: where torch computes, `auto`, `cpu`, `cuda` or `mps`. The encoder is opened when it is first needed:
+    searching by concepts, or by pictures of the index, needs none.
+
+    Raises `SparsightError` where the folder holds no index or a damaged one, and, once the encoder is needed, where
+    that is not the one that the index was built with. A `picture` is a file, or a picture of the index by its id or
+    path; what is neither raises `SparsightError`.
+    """
+
+    def __init__(self, folder: Path | str = "index", *, encoder: str | None = None, device: str = "auto"):
+        self._engine = Engine(folder)
+        self._encoder_name, self._device = encoder, device
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def close(self) -> None:
+        """Closes the index's files."""
+        self._engine.close()
+
+    @property
+    def store(self) -> Store:
+        """The tables of the index, as they stood when it was opened or last changed through this object."""
+        return self._engine.store
+
+    @property
+    def D(self) -> np.ndarray:
+        """The dictionary (m, d) float32: one concept a row, unit rows."""
+        return self._engine.D
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder that the index was built with, centred as the index is."""
+        from training.encoders import open_encoder
+
+        encoder = open_encoder(self._encoder_source, self._device, means=self.store.means())
+        self.store.refuse_another(encoder)
+        return encoder
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """What embeds texts: the text tower alone where that opens without torch, else the encoder."""
+        from training.encoders import open_text_encoder
+
+        if "encoder" in self.__dict__:
+            return self.encoder
+        encoder = open_text_encoder(self._encoder_source, self._device, means=self.store.means())
+        self.store.refuse_another(encoder)
+        return encoder
+
+    @property
+    def _encoder_source(self) -> str:
+        return self._encoder_name or self.store.meta.encoder_source
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        picture: Picture | None = None,
+        concepts: str | Sequence[str] | None = None,
+        k: int = 10,
+        mode: Mode = "sparse",
+    ) -> list[Hit]:
+        """The pictures that fit one of a text, a picture, or one or more names of concepts; at most k, best first.
+
+        mode: `sparse` compares concepts, `dense` whole embeddings. A search by a picture in sparse mode uses the
+        picture's own concepts alone. Raises `CallError` for a call that makes no sense, as an unknown concept.
+        """
+        if (text is not None) + (picture is not None) + (concepts is not None) != 1:
+            raise CallError("search by one thing: a text, a picture, or concepts")
+        check_k(k)
+        check_mode(mode)
+        if concepts is not None:
+            names = [concepts] if isinstance(concepts, str) else concepts
+            ids = list(dict.fromkeys(self.concept_id(name) for name in names))
+            if not ids:
+                raise CallError("the list of concepts is empty: name at least one")
+            return self._engine.search_concepts(ids, k, mode)
+        if picture is not None:
+            return self._engine.search(self._query_of(picture, mode), k, mode)
+        return self._engine.search(self.embed_text(str(text)), k, mode)
+
+    def search_vector(self, t: np.ndarray, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
+        """The pictures that fit a unit vector t (d,) in the encoder's space; at most k, best first."""
+        return self._engine.search(t, k, mode)
+
+    def classify(
+        self, picture: Picture, classes: Sequence[str] | None = None, *, mode: Mode = "sparse"
+    ) -> Classification:
+        """The class whose prompts' embedding T_c has the highest score for a picture, without training for it.
+
+        classes: their names; those of the index without it. Raises `CallError` where there are none.
+        """
+        check_mode(mode)
+        known = self.store.classes() if classes is None else Classes(list(classes), self.embed_concepts(classes))
+        names, T = known.names, known.T
+        if not names:
+            raise CallError(f"{self.store.folder} has no classes: name some, as --classes cat,dog")
+        x, image_id = self.embed_picture(picture)
+        code = self._code(x, image_id)
+        scores = T @ (x if mode == "dense" else self._engine.decode(code))
+        order = np.argsort(-scores, kind="stable")
+        concepts = contributions(code, self.D @ T[order[0]], self._engine.names)
+        return Classification(names[order[0]], [(names[i], float(scores[i])) for i in order], concepts)
+
+    def explain(self, picture: Picture, text: str | None = None) -> Explanation:
+        """What each concept of a picture adds to its score for a text.
+
+        Without a text, for the class that the picture is given. In an index without classes, for the picture itself:
+        what each concept holds of it.
+        """
+        x, image_id = self.embed_picture(picture)
+        code = self._code(x, image_id)
+        shown, t = (text, self.embed_text(text)) if text is not None else self._best_class(x)
+        r = self._engine.decode(code)
+        row = None if image_id is None else self.store.images([image_id])[0]
+        return Explanation(
+            target=row.path if row else str(picture),
+            label=row.label if row else None,
+            text=shown,
+            dense_score=float(x @ t),
+            sparse_score=float(r @ t),
+            cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)),
+            concepts=contributions(code, self.D @ t, self._engine.names),
+        )
+
+    def concepts(self) -> list[Concept]:
+        """Every concept, in the order of the rows of D, with the number of pictures that it helps to make up."""
+        return self._engine.concepts
+
+    def concept_id(self, name: str) -> int:
+        """The row of D that holds a concept, by its name or alias; raises `CallError`, which suggests similar names."""
+        return concept_id(self._engine.concepts, name)
+
+    def near_concepts(self, word: str, k: int = 10) -> list[tuple[str, float]]:
+        """The k concepts nearest to a word, which may be any word, with their cosines."""
+        check_k(k)
+        try:
+            t = self.D[self.concept_id(word)]
+        except CallError:
+            t = self.embed_concepts([word])[0]
+        return self._engine.near_concepts(t, k)
+
+    def far_from_all(self, t: np.ndarray) -> tuple[str, float] | None:
+        """The concept nearest to a text's vector t (d,) and their cosine, where the text means little to the encoder.
+
+        None where the cosine is as high as that of texts which the encoder knows.
+        """
+        nearest = self._engine.near_concepts(t, 1)[0]
+        return nearest if nearest[1] < self.text_encoder.known_from else None
+
+    def picture_id(self, picture: Picture) -> int | None:
+        """The id of a picture of the index by its id or path; None for another path.
+
+        Raises `CallError` for an id that the index does not hold.
+        """
+        return picture_id(self.store, picture)
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """Text → unit vector (d,)."""
+        return self.text_encoder.encode_texts([clean_text(text)])[0]
+
+    def embed_concepts(self, names: Sequence[str]) -> np.ndarray:
+        """Concepts → unit rows (len(names), d), in the prompts that the index's own concepts were embedded in."""
+        return self.text_encoder.encode_concepts([clean_text(name) for name in names], self.store.meta.templates)
+
+    def embed_picture(self, picture: Picture) -> tuple[np.ndarray, int | None]:
+        """Picture → unit vector (d,), and its id where it is one of the index."""
+        if (image_id := self.picture_id(picture)) is not None:
+            return self.store.embeddings_of([image_id])[0], image_id
+        if not os.path.exists(str(picture)):
+            raise SparsightError(f"{picture} is neither a file nor a picture of the index (an id or a path in it)")
+        from indexer.pictures.files import read_picture
+
+        pixels = read_picture(str(picture), self.encoder.image_size)
+        return self.encoder.encode_images(pixels[None])[0], None
+
+    def add(self, paths: str | Path | Iterable[str | Path]) -> Added:
+        """Adds new and changed pictures to the index, as `sparsight add` does: files, and those below folders.
+
+        Answers take them into account from then on. Raises `SparsightError` for a path that is missing.
+        """
+        from indexer.update import add_pictures
+        from training.encoders import open_encoder
+
+        several = [paths] if isinstance(paths, str | Path) else paths
+        centred = self.store.means() is not None  # then another is needed: `add_pictures` centres by itself
+        encoder = open_encoder(self._encoder_source, self._device) if centred else self.encoder
+        added = add_pictures(self.store.folder, [Path(path) for path in several], encoder)
+        self._reopen()
+        return added
+
+    def remove(self, pictures: Picture | Iterable[Picture]) -> list[tuple[int, str]]:
+        """Removes pictures from the index, never their files: by id, by path, or all below a folder.
+
+        Returns their ids and paths. Raises `CallError` for what names no picture; then nothing is removed.
+        """
+        from indexer.update import remove_pictures
+
+        several = [pictures] if isinstance(pictures, str | int | Path) else pictures
+        removed = remove_pictures(self.store.folder, [as_target(picture) for picture in several])
+        self._reopen()
+        return removed
+
+    def _reopen(self) -> None:
+        """Takes up the folder's index as it is now."""
+        earlier, self._engine = self._engine, Engine(self.store.folder)
+        earlier.close()
+
+    def _query_of(self, picture: Picture, mode: Mode) -> np.ndarray:
+        """What to search by for a picture: x (d,), and in sparse mode w D, normalised, so that its concepts decide."""
+        x, image_id = self.embed_picture(picture)
+        if mode == "dense":
+            return x
+        code = self._code(x, image_id)
+        if not len(code.ids):
+            raise SparsightError(f"{picture} has no concept of the index's dictionary: nothing to search by")
+        r = self._engine.decode(code)
+        return r / np.linalg.norm(r)
+
+    def _code(self, x: np.ndarray, image_id: int | None) -> Code:
+        """The code of a picture: the index's own where it is one of the index, else made now."""
+        return self._engine.encode(x) if image_id is None else self._engine.code_of(image_id)
+
+    def _best_class(self, x: np.ndarray) -> tuple[str, np.ndarray]:
+        """The class nearest to an embedding x (d,), and its vector; x itself where there are no classes."""
+        classes = self.store.classes()
+        if not classes.names:
+            return "the picture itself", x
+        best = int((classes.T @ x).argmax())
+        return classes.names[best], classes.T[best]

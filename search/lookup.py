@@ -1,0 +1,72 @@
+"""From what a person names to what an index holds: concepts by name, pictures by id or path."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.errors import CallError
+from training.files import path_text
+
+if TYPE_CHECKING:
+    from indexer.store import Concept, Store
+
+Picture = str | int | Path  # a picture file, or a picture of the index by its id or path; a Path is never an id
+
+
+def clean_text(text: str) -> str:
+    """A text with single spaces; raises `CallError` where it is empty."""
+    text = " ".join(path_text(text).split())  # bytes of an argument that are no UTF-8 are no text
+    if not text:
+        raise CallError("the query is empty: give a word or a few")
+    return text
+
+
+def concept_id(concepts: Sequence[Concept], name: str) -> int:
+    """The id of a concept by its name or alias, in upper or lower case.
+
+    Raises `CallError`, which suggests similar names, where there is no such concept.
+    """
+    known: dict[str, int] = {}
+    for c in concepts:
+        for n in (c.name, *c.aliases):
+            known.setdefault(n.casefold(), c.id)
+    wanted = " ".join(name.split()).casefold()
+    if wanted in known:
+        return known[wanted]
+    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
+    near += [n for n in known if wanted and wanted in n and n not in near][:3]
+    hint = f"near ones: {', '.join(near)}" if near else "`sparsight concepts` lists them"
+    raise CallError(f"unknown concept {name!r}; {hint}")
+
+
+def as_target(picture: Picture) -> str:
+    """A picture as the command line names it: digits alone are an id, so a Path of digits is made absolute."""
+    text = str(picture)
+    return os.path.abspath(text) if isinstance(picture, Path) and text.isdigit() else text
+
+
+def picture_id(store: Store, picture: Picture) -> int | None:
+    """The id of a picture of the index by its id or path; None where no picture has that path.
+
+    Raises `CallError` for an id that the index does not hold.
+    """
+    target = as_target(picture)
+    if target.isascii() and target.isdigit():
+        return _checked_id(store, int(target))
+    for path in dict.fromkeys((path_text(target), path_text(os.path.abspath(target)))):
+        if (found := store.find_path(path)) is not None:
+            return found
+    return None
+
+
+def _checked_id(store: Store, image_id: int) -> int:
+    ids = store.image_ids
+    if image_id in ids:
+        return image_id
+    held = f"ids run from {ids[0]} to {ids[-1]}" if len(ids) else "it is empty"
+    gone = " (that one was removed)" if image_id < store.meta.next_id else ""
+    raise CallError(f"no picture {image_id} in the index{gone}: {held}")
