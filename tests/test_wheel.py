@@ -73,6 +73,8 @@ def test_an_installed_wheel_indexes_and_answers(installed):
     where = run(python, "-I", "-c", "import training; print(training.__file__)", cwd=installed).strip()
     assert Path(where).is_relative_to(installed / "venv")
     assert run(sparsight, "index", "--bundled", cwd=installed).startswith("index: 10000 pictures, 389 concepts")
-    hits = [json.loads(line) for line in run(sparsight, "search", "a fire engine", "--json", cwd=installed).splitlines()]
+    hits = [
+        json.loads(line) for line in run(sparsight, "search", "a fire engine", "--json", cwd=installed).splitlines()
+    ]
     assert [hit["label"] for hit in hits] == ["truck"] * 10
     assert hits[0]["score"] == pytest.approx(sum(c["contribution"] for c in hits[0]["concepts"]), abs=1e-4)
