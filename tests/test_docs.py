@@ -118,10 +118,13 @@ def test_help_explains_every_option(name):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_a_page_names_exist(page):
-    """Of commands written as `sparsight NAME … --option`, in the text and in blocks alike."""
-    lines = re.findall(r"`sparsight ([^`\n]+)`", page.read_text(encoding="utf-8"))
+    """Of commands written as `sparsight NAME … --option`, in the text and in blocks, and of the rows of a command."""
+    text = page.read_text(encoding="utf-8")
+    lines = re.findall(r"`sparsight ([^`\n]+)`", text)
     for block in BLOCKS:
         lines += re.findall(r"^(?:\$ )?sparsight (.+)", block.text, re.MULTILINE) if block.page == page else []
+    for name, row in re.findall(r"^\| `sparsight ([\w-]+)(.*)$", text, re.MULTILINE):
+        lines += [f"{name} {option}" for option in re.findall(r"(--[a-z][\w-]*)", row)]
     for line in lines:
         name, *words = line.split()
         if name.startswith("-"):
