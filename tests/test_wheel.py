@@ -59,13 +59,13 @@ def installed(wheel, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_wheel_holds_the_packages_and_the_weights_and_nothing_else(wheel):
+def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"training", "indexer", "search", "eval", "sparsight.py"}
-    assert {f"training/weights/{name}" for name in WEIGHTS} <= set(names)
-    tracked = {p.relative_to(ROOT).as_posix() for top in tops for p in [ROOT / top, *ROOT.glob(f"{top}/**/*")]}
-    assert {name for name in tracked if Path(name).suffix == ".py"} == {n for n in names if n.endswith(".py")}
+    held = {name for name in names if ".dist-info" not in name}
+    there = {p for top in SOURCES if (ROOT / top).is_dir() for p in ROOT.glob(f"{top}/**/*") if p.is_file()}
+    wanted = {p.relative_to(ROOT).as_posix() for p in there if "__pycache__" not in p.parts} | {"sparsight.py"}
+    assert held == wanted
+    assert {f"training/weights/{name}" for name in WEIGHTS} <= held
 
 
 def test_an_installed_wheel_indexes_and_answers(installed):
