@@ -11,6 +11,7 @@ from typing import NamedTuple
 import click
 import pytest
 from click.testing import CliRunner
+
 from sparsight import main
 
 ROOT = Path(__file__).parent.parent
