@@ -39,7 +39,7 @@ soak: $(INSTALLED) ## test at length that the store can be trusted: every kill, 
 	SPARSIGHT_SOAK=1 $(BIN)/python -m pytest -rP --show-capture=stdout \
 		tests/test_crash.py tests/test_concurrency.py tests/test_changes.py tests/test_damage.py tests/test_arguments.py
 
-train: $(VENV)/.train ## train the encoder anew into runs/encoder, in three stretches and one of words (resumes a stopped one)
+train: $(VENV)/.train ## train the encoder anew into runs/encoder, in three stages and one of words (resumes a stopped one)
 	$(TRAIN_ENV) $(SPARSIGHT) train --out runs/first
 	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/first --out runs/second --sizes 28x4,32x9 --lr 0.09 --shift 4 \
 		--cutout 10 --seed 1
@@ -53,15 +53,17 @@ eval: $(INSTALLED) ## write report/: dense against sparse, from index/
 bench: $(VENV)/.bench ## time the coder and the searches; writes bench/results.json
 	$(BIN)/python -m eval.bench
 
-lint: $(INSTALLED) ## check style and types
+lint: $(INSTALLED) ## check style, types, the direction of imports, and that dependencies are declared and used
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry .
 
 fix: $(INSTALLED) ## mend style where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the virtual environment, caches and what was built
-	rm -rf $(VENV) build dist *.egg-info index report .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info index report .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

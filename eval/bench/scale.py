@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -190,7 +190,7 @@ def search_cold(mode: str) -> Callable[[Path, Path], Callable[[], object]]:
     return prepare
 
 
-def search_warm(mode: str) -> Callable[[Path, Path], Callable[[], object]]:
+def search_warm(mode: Literal["sparse", "dense"]) -> Callable[[Path, Path], Callable[[], object]]:
     def prepare(index: Path, files: Path) -> Callable[[], object]:
         import sparsight
 

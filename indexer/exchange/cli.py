@@ -56,7 +56,9 @@ def _cut(text: str) -> str:
 
 @click.command(cls=Command)
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--format", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True)
+@click.option(
+    "--format", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True, help="Of the files."
+)
 @click.option("--tables", help="Comma-separated names of some tables, as codes,concepts.  [default: all]")
 @index_option
 def export(out: Path, format: str, tables: str | None, index_dir: Path) -> None:
