@@ -23,8 +23,6 @@ LONG_FUNCTIONS = {
     "eval/evaluate.py:evaluate": 134,
     "eval/report.py:page": 107,
     "indexer/store/postings.py:_pack": 63,
-    "training/distil.py:teach": 75,
-    "training/loop.py:train": 65,
 }
 KNOWN_CIRCLES = {"training.loop": "training.distil"}  # an import that closes one; to go
 
