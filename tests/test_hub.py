@@ -144,8 +144,8 @@ def test_an_index_is_centred_and_so_are_its_queries(run, index, pictures):
 
     with Store(folder) as store:
         np.testing.assert_allclose(store.embeddings(), unit(X - X.mean(0)), atol=1e-4)
-        np.testing.assert_allclose(store.classes()[1], unit(D - D.mean(0)), atol=1e-4)
-        np.testing.assert_allclose(store.dictionary(), unit(D - D.mean(0))[: len(store.names())], atol=1e-4)
+        np.testing.assert_allclose(store.classes().T, unit(D - D.mean(0)), atol=1e-4)
+        np.testing.assert_allclose(store.dictionary(), unit(D - D.mean(0))[: len(store.concepts())], atol=1e-4)
         stored = store.embeddings()
     hits = json.loads(run("search", "a ship", "--mode", "dense", "-k", 1, "--json", "--index", folder).stdout)
     t = unit(raw.encode_texts(["a ship"]) - D.mean(0))[0]
@@ -489,7 +489,7 @@ def test_a_folder_of_pictures_through_the_command_line(run, folders, pictures, t
     assert "40 pictures, 5 concepts" in out
     with Store(tmp_path / "index") as store:
         assert store.means() is not None
-        assert json.loads(store.meta["templates"]) == ["a picture of {}"]
+        assert store.meta.templates == ("a picture of {}",)
         np.testing.assert_allclose(np.linalg.norm(store.embeddings(), axis=1), 1, atol=1e-5)
     picture = tmp_path / "pictures" / CLASSES[pictures.labels[7]] / "7.png"
     hit = json.loads(run("search", "--picture", picture, "--mode", "dense", "-k", 1, "--json", *at[:2]).stdout)
