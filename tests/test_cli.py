@@ -133,7 +133,7 @@ def test_index_without_data_uses_the_bundled_embeddings_and_says_so(run, tmp_pat
     assert "bundled embeddings" in result.stderr
     assert "10000 pictures, 4 concepts" in result.stdout
     with Store(index) as store:
-        assert store.names() == ["dog", "cat", "fire engine", "sailing ship"]
+        assert [c.name for c in store.concepts()] == ["dog", "cat", "fire engine", "sailing ship"]
 
 
 def test_a_broken_off_index_leaves_the_earlier_one(bundled_index):
