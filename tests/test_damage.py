@@ -7,6 +7,7 @@ processes: a crash or a hang there is a failed trial. With SPARSIGHT_SOAK=1 ever
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import os
 import pickle
 import select
@@ -18,6 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import duckdb
@@ -25,10 +27,11 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer.store import COUNTS, DATABASE
-from indexer.store.dense import FILE
-from indexer.store.journal import Journal, pending
-from indexer.store.lock import HOLDER, LOCK, writing
+from indexer.store import DATABASE, Journal, Store, writing
+from indexer.store.dense import FILE, open_dense
+from indexer.store.journal import pending
+from indexer.store.lock import HOLDER, LOCK
+from indexer.store.meta import COUNTS, IndexMeta
 from search.index import Index
 from training.encoders import open_encoder
 from training.errors import SparsightError
@@ -37,6 +40,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SOAK = bool(os.environ.get("SPARSIGHT_SOAK"))
 HEADERS, BLOCK = 3 * 4096, 262144  # DuckDB's: the file's header and the database's two, then blocks
 SECONDS = 30  # what a trial may take
+VECTORS, THUMBNAILS = "vectors-1.f32", "thumbnails-1.bin"
 
 Ask = Callable[[Path], bytes]
 Harm = Callable[[Path], object]
@@ -53,6 +57,18 @@ def index(light_index, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def cached_index(index, tmp_path_factory) -> Path:
+    """The same with a dense index of FAISS's, and its cache."""
+    folder = Path(shutil.copytree(index, tmp_path_factory.mktemp("cached") / "index"))
+    with duckdb.connect(str(folder / DATABASE)) as con:
+        con.execute("UPDATE meta SET value = 'SQ8' WHERE key = 'dense_factory'")
+    with Store(folder) as store:
+        open_dense(store)
+    assert (folder / FILE).is_file()
+    return folder
+
+
 def ask(folder: Path) -> bytes:
     """All that is asked of an index without an encoder, as bytes that can be compared."""
     t = np.random.default_rng(3).normal(size=256).astype(np.float32)
@@ -61,11 +77,13 @@ def ask(folder: Path) -> bytes:
         name = max(s.concepts(), key=lambda c: c.images).name
         hits = [s.search_vector(t, 7, "dense"), s.search_vector(t, 7, "sparse"), s.search(concepts=name, k=5)]
         store = s.store
-        rows = [store.images([3, 77]), store.known_files(), store.skipped(), store.thumbnails([4, 149])]
+        rows = [store.images([3, 77]), store.images(), store.skipped(), store.thumbnails(range(150))]
         codes = [(ids.tolist(), weights.tolist()) for ids, weights in store.codes_of([3, 77])]
-        arrays = [store.embeddings_of([3, 77]), store.embeddings(), s.D, *store.classes(), store.means()]
-        classified = s.classify("12"), s.explain("12"), s.near_concepts(name, 3)
-        return repr((hits, rows, codes, [np.asarray(a).tolist() for a in arrays], classified)).encode()
+        classes = store.classes()
+        arrays = [store.embeddings_of([3, 77]), store.embeddings(), s.D, classes.T]
+        classified = classes.names, store.means(), s.classify("12"), s.explain("12"), s.near_concepts(name, 3)
+        said = repr((hits, rows, codes, classified)).encode() + b"".join(np.asarray(a).tobytes() for a in arrays)
+        return hashlib.sha256(said).digest()
 
 
 class Copy:
@@ -216,16 +234,26 @@ def test_flipped_bytes_of_the_database(index, tmp_path):
     assert len({(at - HEADERS) // BLOCK for at in refused if at >= HEADERS}) > 3, "flips in several blocks were seen"
 
 
-def test_flipped_bytes_of_the_dense_index(index, tmp_path):
-    data = (index / FILE).read_bytes()
+@pytest.mark.parametrize("name", [VECTORS, THUMBNAILS])
+def test_flipped_bytes_of_the_embeddings_and_thumbnails(index, tmp_path, name):
+    """Each is of a row that counts, so that each is noticed."""
+    data = (index / name).read_bytes()
+    places = sorted({*range(0, 60, 4), *range(len(data) - 70, len(data), 7), len(data) - 1, *some_bytes(data, 60)})
+    outcomes = sweep(index, tmp_path, {f"{at}": flip(name, at, at % 8) for at in places})
+    assert all("damaged: " in outcome and name[:7] in outcome for outcome in outcomes.values()), outcomes
+
+
+def test_flipped_bytes_of_the_dense_index(cached_index, tmp_path):
+    data = (cached_index / FILE).read_bytes()
     places = sorted({*range(0, 60, 4), *range(len(data) - 70, len(data), 7), *some_bytes(data, 20)})
-    outcomes = sweep(index, tmp_path, {f"{at}": flip(FILE, at, at % 8) for at in places})
+    outcomes = sweep(cached_index, tmp_path, {f"{at}": flip(FILE, at, at % 8) for at in places})
     assert set(outcomes.values()) == {"same"}, "it is built again"
 
 
-def test_truncated_and_lengthened_files(index, tmp_path):
+def test_truncated_and_lengthened_files(cached_index, tmp_path):
     trials: dict[str, Harm] = {}
-    for name in (DATABASE, FILE):
+    index, data = cached_index, (VECTORS, THUMBNAILS)
+    for name in (DATABASE, FILE, *data):
         size = (index / name).stat().st_size
         cuts = {0, 1, 8, 100, 4095, 4096, 8192, HEADERS - 1, HEADERS, size // 3, size // 2, size - 4096, size - 1}
         if name == DATABASE:
@@ -238,7 +266,11 @@ def test_truncated_and_lengthened_files(index, tmp_path):
         trials[f"{name} without it"] = lambda folder, name=name: (folder / name).unlink()
     outcomes = sweep(index, tmp_path, trials)
     check(outcomes)
-    assert all(outcome == "same" for name, outcome in outcomes.items() if not name.startswith(DATABASE))
+    for name, outcome in outcomes.items():
+        if name.startswith(FILE) or (name.startswith(data) and " and " in name):
+            assert outcome == "same", f"{name}: a cache, or bytes beyond those that count"
+        elif name.startswith(data):
+            assert "refused" in outcome, name
 
 
 def _sqlite(path: Path) -> None:
@@ -262,8 +294,8 @@ def _duckdb(*statements: str) -> Callable[[Path], None]:
     return make
 
 
-META = "CREATE TABLE meta AS SELECT * FROM (VALUES ('format', '3'), ('n', '5'), ('d', '4'), ('m', '2'), ('nnz', '1'), "
-META += "('next_id', '5'), ('dead', '0'), ('generation', '1')) t(key, value)"
+META = "CREATE TABLE meta AS SELECT * FROM (VALUES ('format', '4'), ('n', '5'), ('d', '4'), ('m', '2'), ('nnz', '1'), "
+META += "('next_id', '5'), ('vector_rows', '5'), ('generation', '1')) t(key, value)"
 FOREIGN: dict[str, Callable[[Path], object]] = {
     "text": lambda p: p.write_text("no database\n" * 999),
     "nothing": lambda p: p.touch(),
@@ -281,8 +313,8 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", [DATABASE, FILE, HOLDER, LOCK])
-def test_something_else_under_a_file_s_name(index, tmp_path, name):
+@pytest.mark.parametrize("name", [DATABASE, VECTORS, THUMBNAILS, FILE, HOLDER, LOCK])
+def test_something_else_under_a_file_s_name(cached_index, tmp_path, name):
     def place(make: Callable[[Path], object]) -> Harm:
         def harm(folder: Path) -> None:
             (folder / name).unlink()
@@ -290,9 +322,9 @@ def test_something_else_under_a_file_s_name(index, tmp_path, name):
 
         return harm
 
-    outcomes = sweep(index, tmp_path, {kind: place(make) for kind, make in FOREIGN.items()})
+    outcomes = sweep(cached_index, tmp_path, {kind: place(make) for kind, make in FOREIGN.items()})
     check(outcomes)
-    assert {outcome == "same" for outcome in outcomes.values()} == {name != DATABASE}
+    assert {outcome == "same" for outcome in outcomes.values()} == {name in (FILE, HOLDER, LOCK)}
 
 
 def _storage_version(folder: Path, version: int) -> None:
@@ -311,7 +343,7 @@ def test_other_versions_are_refused(index, tmp_path):
     def set_format(value: str) -> Harm:
         return lambda folder: _duckdb(f"UPDATE meta SET value = '{value}' WHERE key = 'format'")(folder / DATABASE)
 
-    trials = {f"format {value}": set_format(value) for value in ("1", "2", "4", "99", "three", "-3", "3.0", "9" * 5000)}
+    trials = {f"format {value}": set_format(value) for value in ("1", "2", "3", "99", "three", "-3", "3.0", "9" * 5000)}
     trials |= {f"storage {v}": lambda folder, v=v: _storage_version(folder, v) for v in (1, 63, 66, 999, 2**63)}
     trials["storage of this DuckDB"] = _newest_storage
     outcomes = sweep(index, tmp_path, trials)
@@ -329,24 +361,33 @@ def _newest_storage(folder: Path) -> None:
     new.replace(folder / DATABASE)
 
 
+KEYS = [f.name for f in fields(IndexMeta)]
+PARSED = ("vectors_file", "thumbnails_file", "templates", "coder", "dense_factory")
 EDITS = [
     *(f"UPDATE meta SET value = '{v}' WHERE key = '{k}'" for k in COUNTS
-      for v in ("-1", "7", "1000000000000", "x")),
-    *(f"UPDATE meta SET value = '{v}' WHERE key = '{k}'" for k in ("dense_key", "dense_factory", "coder", "templates")
-      for v in ("", "null", '{"l1": "x"}', '{"a": 1}', "[" * 5000)),
-    *(f"DELETE FROM meta WHERE key = '{k}'" for k in ("format", "n", "next_id", "dense_key", "coder")),
+      for v in ("-1", "0", "1", "7", "151", "2147483647", "1000000000000", "x")),
+    *(f"UPDATE meta SET value = '{v}' WHERE key = '{k}'" for k in PARSED
+      for v in ("", "null", '{"l1": "x"}', '{"a": 1}', "[" * 5000, "..", DATABASE, VECTORS, "a' || chr(0) || 'b")),
+    *(f"UPDATE meta SET value = {v} WHERE key = '{k}'" for k in KEYS for v in ("NULL", "''", "chr(0)")),
+    *(f"DELETE FROM meta WHERE key = '{k}'" for k in (*KEYS, "format")),
+    *(f"UPDATE images SET {c} = {v} WHERE image_id = 3" for c in ("vector_row", "thumbnail_start", "thumbnail_bytes",
+      "thumbnail_crc") for v in ("NULL", "0", "4", "149", "150", "2147483647")),
+    "UPDATE images SET vector_row = 149 - vector_row",
+    *(f"UPDATE images SET {c} = -1 WHERE image_id = 3" for c in ("vector_row", "thumbnail_start", "thumbnail_bytes")),
+    "UPDATE images SET thumbnail_start = 9223372036854775807",
+    *(f"UPDATE vector_blocks SET {c} = {v}" for c in ("block", "crc") for v in ("NULL", "7", "0")),
+    "INSERT INTO vector_blocks SELECT 1, 1",
     "UPDATE meta SET value = NULL",
     "INSERT INTO meta VALUES (NULL, NULL), ('n', '9')",
-    *(f"DELETE FROM {t}" for t in ("images", "vectors", "concepts", "classes", "posting_blocks", "thumbnails", "meta")),
-    *(f"DELETE FROM {t} WHERE {c} = 3" for t, c in (("images", "image_id"), ("vectors", "image_id"),
+    *(f"DELETE FROM {t}" for t in ("images", "vector_blocks", "concepts", "classes", "posting_blocks", "meta")),
+    *(f"DELETE FROM {t} WHERE {c} = 3" for t, c in (("images", "image_id"),
       ("concepts", "concept_id"), ("classes", "class_id"), ("posting_blocks", "concept_id"))),
-    *(f"UPDATE {t} SET {c} = {v}" for t, c in (("images", "image_id"), ("vectors", "image_id"),
-      ("concepts", "concept_id"), ("classes", "class_id"), ("posting_blocks", "concept_id"), ("thumbnails", "image_id"))
+    *(f"UPDATE {t} SET {c} = {v}" for t, c in (("images", "image_id"), ("images", "vector_row"),
+      ("concepts", "concept_id"), ("classes", "class_id"), ("posting_blocks", "concept_id"))
       for v in ("NULL", "3", f"{c} + 1", f"-{c}", "2147483647")),
     *(f"UPDATE {t} SET {c} = NULL" for t, c in (("images", "path"), ("images", "label"), ("images", "l1"),
-      ("vectors", "embedding"), ("concepts", "name"), ("concepts", "aliases"), ("concepts", "parent"),
-      ("concepts", "images"), ("concepts", "atom"), ("classes", "name"), ("classes", "embedding"),
-      ("thumbnails", "jpeg"))),
+      ("concepts", "name"), ("concepts", "aliases"), ("concepts", "parent"),
+      ("concepts", "images"), ("concepts", "atom"), ("classes", "name"), ("classes", "embedding"))),
     *(f"UPDATE posting_blocks SET {c} = {v}"
       for c in ("tier", "step", "lift", "bits", "first", "last", "count", "width")
       for v in ("NULL", "0", "1", "100")),
@@ -354,16 +395,16 @@ EDITS = [
       "list_transform(words, lambda w: 4294967295::UINTEGER)")),
     "UPDATE posting_blocks SET step = 'inf'",
     "INSERT INTO posting_blocks SELECT * FROM posting_blocks",
-    *(f"UPDATE {t} SET {c} = list_transform({c}, lambda x: {v})::FLOAT[256]" for t, c in (("vectors", "embedding"),
+    *(f"UPDATE {t} SET {c} = list_transform({c}, lambda x: {v})::FLOAT[256]" for t, c in (
       ("concepts", "atom"), ("classes", "embedding")) for v in ("'nan'::FLOAT", "'inf'::FLOAT", "NULL", "0")),
     "INSERT INTO images SELECT * FROM images",
-    "INSERT INTO vectors SELECT * FROM vectors",
+    "INSERT INTO vector_blocks SELECT * FROM vector_blocks",
     "INSERT INTO means SELECT 'image', embedding FROM classes LIMIT 1",
     "INSERT INTO means SELECT unnest(['image', 'text']), NULL",
     "INSERT INTO skipped VALUES (NULL, NULL)",
     *(f"DROP TABLE {t}"
-      for t in ("meta", "images", "vectors", "concepts", "classes", "means", "skipped", "thumbnails")),
-    "ALTER TABLE vectors ALTER embedding TYPE VARCHAR",
+      for t in ("meta", "images", "vector_blocks", "concepts", "classes", "means", "skipped")),
+    "ALTER TABLE vector_blocks ALTER crc TYPE VARCHAR",
     "ALTER TABLE images DROP path",
     "ALTER TABLE images ADD COLUMN more VARCHAR",
     "ALTER TABLE meta ALTER value TYPE BLOB USING value::BLOB",

@@ -96,7 +96,7 @@ def test_flat_scores_are_those_of_faiss(tmp_path):
     assert not (tmp_path / FILE).exists()
 
 
-@pytest.mark.parametrize("factory", ["Nonsense", "IVF999,Flat", "PQ3", "", "HNSW"])
+@pytest.mark.parametrize("factory", ["Nonsense", "IVF999,Flat", "PQ3", ""])
 def test_what_faiss_cannot_build_is_said(factory):
     with pytest.raises(CallError, match=f"FAISS cannot build {factory!r} over 12 × 8"):
         build_dense(make_contents().pictures.X, 8, factory)
@@ -123,8 +123,12 @@ def test_removed_pictures_are_never_found_and_k_are_where_k_exist(tmp_path, fact
         found = (exact >= -np.sort(-expected.T, 1)[:, 9:10] - 1e-5).mean()
         assert found > (0.9 if factory in ("SQ8", "HNSW8") else 1 - 1e-9)
         scores, ids = exhaustive(open_dense(store)).search(c.pictures.X[:2], 90)
-        assert [sorted(i for i in row if i >= 0) for row in ids.tolist()] == [kept.tolist()] * 2
-        assert np.isneginf(scores[:, len(kept) :]).all()
+        assert (np.isneginf(scores) == (ids < 0)).all()
+        for row in ids.tolist():
+            found = [i for i in row if i >= 0]
+            assert len(set(found)) == len(found) >= 30
+            assert set(found) <= set(kept.tolist())
+            assert factory == "HNSW8" or len(found) == len(kept), "but for a graph, whose links reach not every row"
 
 
 @pytest.mark.parametrize("factory", FACTORIES)

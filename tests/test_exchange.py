@@ -7,30 +7,40 @@ import os
 import signal
 import subprocess
 import sys
+from base64 import b64encode
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
-from test_store import contents
+from contents import make_contents, make_pictures
 
-from indexer.exchange.tables import TABLES, Query, export_index, import_index
-from indexer.store import DATABASE, Contents, Store, write_store
+from indexer.exchange import export
+from indexer.exchange.export import export_index
+from indexer.exchange.importing import import_index
+from indexer.exchange.sql import Query
+from indexer.exchange.tables import EXPORTED
+from indexer.store import DATABASE, Change, Contents, Skip, Store, change_store, compact_store, write_store
+from indexer.store.meta import DERIVED
+from indexer.store.schema import POSTINGS_VIEW
 from training.encoders import Means
 from training.errors import CallError, SparsightError
 
 FORMATS = ["parquet", "jsonl"]
 
 
+def hostile_contents(**more: object) -> Contents:
+    c = make_contents(**more)
+    c.pictures.gap[:3] = np.nan, np.inf, 1e-45
+    means = Means(c.pictures.X[0], c.dictionary.D[0])
+    return replace(c, means=means, skipped=[Skip("a'b\n.png", 'is "no" picture')])
+
+
 @pytest.fixture
 def index(tmp_path) -> Path:
-    c = contents()
-    c.means = Means(c.X[0], c.D[0])
-    c.skipped = [("a'b\n.png", 'is "no" picture')]
-    c.gap[:3] = np.nan, np.inf, 1e-45
-    c.meta["coder"] = {"l1": 0.5}
-    return written(tmp_path, c)
+    return written(tmp_path, hostile_contents())
 
 
 def written(tmp_path: Path, c: Contents) -> Path:
@@ -43,24 +53,22 @@ def everything(folder: Path) -> dict[str, object]:
     """All that a store answers, in a form that compares bit by bit."""
     with Store(folder) as store:
         W = store.codes()
-        images = store.images()
-        ids = [int(str(i["image_id"])) for i in images]
-        means = store.means()
-        names, T = store.classes()
+        means, classes, ids = store.means(), store.classes(), store.image_ids.tolist()
+        places = {"generation", "vectors_file", "vector_rows", "thumbnails_file", "thumbnail_bytes"}
         return {
+            "ids": ids,
             "X": store.embeddings().tobytes(),
             "D": store.dictionary().tobytes(),
-            "T": T.tobytes(),
+            "T": classes.T.tobytes(),
             "W": [W.indptr.tolist(), W.indices.tolist(), W.data.tobytes()],
-            "images": repr(images),
-            "hashes": store.con.execute("SELECT content_hash FROM images ORDER BY image_id").fetchall(),
+            "images": repr(store.images()),
             "concepts": store.concepts(),
-            "sources": store.con.execute("SELECT source FROM concepts ORDER BY concept_id").fetchall(),
-            "classes": names,
+            "sources": store.rows("SELECT source FROM concepts ORDER BY concept_id"),
+            "classes": classes.names,
             "thumbnails": store.thumbnails(ids),
             "means": means and [means.image.tobytes(), means.text.tobytes()],
             "skipped": store.skipped(),
-            "meta": {k: v for k, v in store.meta.items() if k not in ("generation", "dead")},
+            "meta": {k: v for k, v in vars(store.meta).items() if k not in places},
         }
 
 
@@ -68,19 +76,75 @@ def everything(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("name", ["index", "light_index"])
 def test_an_imported_index_answers_as_the_exported_one(request, tmp_path, format, name):
     index = request.getfixturevalue(name)
-    out = tmp_path / "it's [a]* folder?"
+    out = tmp_path / "label=cat" / "path=x" / "it's [a]* folder?"
     rows = export_index(index, out, format)
-    assert sorted(p.name for p in out.iterdir()) == sorted(f"{t}.{format}" for t in TABLES)
-    counts = import_index(tmp_path / "new", out)
+    assert sorted(p.name for p in out.iterdir()) == sorted(f"{t}.{format}" for t in EXPORTED)
+    meta = import_index(tmp_path / "new", out)
     assert everything(tmp_path / "new") == everything(index)
-    assert counts["nnz"] == rows["codes"] > 0
+    assert meta.nnz == rows["codes"] > 0
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_folders_named_as_columns_are_give_no_values(tmp_path, format):
+    """DuckDB takes `label=cat` in a path for the value of a column, where it is not told to leave that."""
+    index = written(tmp_path, hostile_contents())
+    twins = tmp_path / "label=dog" / "image_id=7" / "embedding=1"
+    export_index(index, twins, format)
+    export_index(index, tmp_path / "label=dog" / "image_id=7" / "embedding=?", format)
+    import_index(tmp_path / "new", tmp_path / "label=dog" / "image_id=7" / "embedding=?")
+    assert everything(tmp_path / "new") == everything(index)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("part", "files"), [(5, 3), (12, 1), (11, 2), (1, 12)])
+def test_a_large_table_is_cut_into_parts(index, tmp_path, format, part, files):
+    out = tmp_path / "it's [a]* folder?"
+    rows = export_index(index, out, format, part=part)
+    assert rows["vectors"] == rows["thumbnails"] == 12
+    names = [f"vectors.{format}", *(f"vectors-{i}.{format}" for i in range(2, files + 1))]
+    assert {p.name for p in out.glob("vectors*")} == set(names)
+    assert len(list(out.glob("thumbnails*"))) == 12  # these are larger
+    import_index(tmp_path / "new", out)
+    assert everything(tmp_path / "new") == everything(index)
+    (out / names[-1]).unlink()
+    with pytest.raises(SparsightError, match=rf"vectors has {files} files|no vectors.parquet|image \d+ has no row"):
+        import_index(tmp_path / "less", out)
+    assert not (tmp_path / "less").exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_of_a_lost_part_of_thumbnails_is_refused(index, tmp_path, format):
+    """No picture needs a thumbnail: that the parts are all there is told by their number alone."""
+    export_index(index, tmp_path / "out", format, part=5)
+    (tmp_path / "out" / f"thumbnails-12.{format}").unlink()
+    with pytest.raises(SparsightError, match="thumbnails has 12 files, the last is missing"):
+        import_index(tmp_path / "new", tmp_path / "out")
+
+
+@pytest.mark.parametrize("table", EXPORTED)
+def test_every_table_of_an_export_is_of_one_state(tmp_path, monkeypatch, table):
+    """Before each table is written another process commits: a removal, an addition, and both files written anew."""
+    index = written(tmp_path, hostile_contents())
+    expected, real = everything(index), export._sources
+
+    def sources(store: Store, name: str, *args: object) -> Iterable[str]:
+        if name == table:
+            with Store(index) as other:
+                added = make_pictures(3, seed=7, paths=["x", "y", "z"])
+                change_store(index, other, Change(removed=[1, 2], added=added, skipped=[Skip("more", "of it")]))
+            with Store(index) as other:
+                compact_store(index, other)
+        return real(store, name, *args)
+
+    monkeypatch.setattr(export, "_sources", sources)
+    export_index(index, tmp_path / "out")
+    import_index(tmp_path / "new", tmp_path / "out")
+    assert everything(index) != expected
+    assert everything(tmp_path / "new") == expected
 
 
 def test_an_index_of_no_pictures_goes_out_and_in(tmp_path):
-    c = contents(n=2)
-    none = replace(c, X=c.X[:0], W=c.W[:0], l1=c.l1[:0], gap=c.gap[:0], thumbnails=[])
-    none = replace(none, paths=[], splits=[], labels=[], terms=[], hashes=[])
-    written(tmp_path, none)
+    written(tmp_path, make_contents(n=0))
     for format in FORMATS:
         export_index(tmp_path / "index", tmp_path / format, format)
         import_index(tmp_path / f"new-{format}", tmp_path / format)
@@ -88,14 +152,126 @@ def test_an_index_of_no_pictures_goes_out_and_in(tmp_path):
 
 
 def test_image_ids_with_holes_stay_as_they_are(tmp_path):
-    c = contents()
-    some: list[bytes | None] = [None if i % 4 == 1 else b"jpeg" for i in range(len(c.X))]
-    c = replace(c, ids=np.arange(len(c.X)) * 3 + 1, next_id=77, thumbnails=some)
-    written(tmp_path, c)
+    some: list[bytes | None] = [None if i % 4 == 1 else b"jpeg" for i in range(12)]
+    stamps = {"sizes": [None, *range(2**40, 2**40 + 11)], "changed": [*range(10**18, 10**18 + 11), None]}
+    c = make_contents(pictures=make_pictures(thumbnails=some, **stamps), ids=np.arange(12) * 3 + 1)
+    index = written(tmp_path, replace(c, meta=replace(c.meta, next_id=77)))
+    with Store(index) as store:
+        change_store(index, store, Change(removed=[4]))
     for format in FORMATS:
-        export_index(tmp_path / "index", tmp_path / format, format)
+        export_index(index, tmp_path / format, format)
         import_index(tmp_path / f"new-{format}", tmp_path / format)
-        assert everything(tmp_path / f"new-{format}") == everything(tmp_path / "index")
+        assert everything(tmp_path / f"new-{format}") == everything(index)
+        with Store(tmp_path / f"new-{format}") as store:
+            assert (store.meta.next_id, store.meta.dead) == (77, 0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_of_version_1_is_taken(index, tmp_path, format):
+    """It has neither the size nor the time of change of a file, and the folder of the pictures as the data set."""
+    out = tmp_path / "out"
+    export_index(index, out, format)
+    with duckdb.connect() as con:
+        for table, harms in {
+            "images": ["ALTER TABLE t DROP file_bytes", "ALTER TABLE t DROP file_changed"],
+            "meta": [
+                f"DELETE FROM t WHERE key IN {('root', 'export_parts', *DERIVED)}",
+                "UPDATE t SET value = '1' WHERE key = 'export'",
+                "UPDATE t SET value = '/pictures' WHERE key = 'dataset'",
+                "INSERT INTO t VALUES ('format', '3'), ('dead', '0'), ('dense_key', 'abc')",
+            ],
+        }.items():
+            rewrite(con, out, table, format, harms)
+    import_index(tmp_path / "new", out)
+    assert everything(tmp_path / "new") == everything(index)
+
+
+def rewrite(con: duckdb.DuckDBPyConnection, out: Path, table: str, format: str, harms: Iterable[str]) -> None:
+    """Changes a table `t` of an export by SQL."""
+    file = str(out / f"{table}.{format}")
+    kinds = ", ".join(f"{c.name}: '{c.type}'" for c in EXPORTED[table])
+    read = f"'{file}'" if format == "parquet" else f"read_json('{file}', columns = {{{kinds}}})"
+    con.execute(f"CREATE OR REPLACE TABLE t AS FROM {read}")
+    for harm in harms:
+        con.execute(harm)
+    con.execute(f"COPY t TO '{file}' (FORMAT {'json' if format == 'jsonl' else 'parquet'})")
+
+
+SCHEMA_3 = """
+CREATE TABLE meta (key VARCHAR, value VARCHAR);
+CREATE TABLE images (image_id INTEGER, path VARCHAR, split VARCHAR, label VARCHAR, term VARCHAR,
+                     content_hash VARCHAR, l1 FLOAT, gap FLOAT);
+CREATE TABLE vectors (image_id INTEGER, embedding FLOAT[{d}]);
+CREATE TABLE concepts (concept_id INTEGER, name VARCHAR, aliases VARCHAR[], parent VARCHAR, source VARCHAR,
+                       images INTEGER, atom FLOAT[{d}]);
+CREATE TABLE classes (class_id INTEGER, name VARCHAR, embedding FLOAT[{d}]);
+CREATE TABLE posting_blocks (concept_id INTEGER, tier UTINYINT, step FLOAT, lift USMALLINT, bits UTINYINT,
+                             first INTEGER, last INTEGER, count UTINYINT, width UTINYINT, words UINTEGER[]);
+CREATE TABLE thumbnails (image_id INTEGER, jpeg BLOB);
+CREATE TABLE means (modality VARCHAR, embedding FLOAT[{d}]);
+CREATE TABLE skipped (path VARCHAR, reason VARCHAR);
+"""
+
+
+def write_format_3(folder: Path, index: Path) -> None:
+    """What an index says as a database of format 3, everything in it: by that format's own schema and keys."""
+    folder.mkdir()
+    with Store(index) as store, duckdb.connect() as con:
+        meta, X, ids = store.meta, store.embeddings(), store.image_ids.tolist()
+        con.execute(f"ATTACH '{index / DATABASE}' AS new (READ_ONLY)")
+        con.execute(f"ATTACH '{folder / DATABASE}' AS old (STORAGE_VERSION 'v1.4.0')")
+        con.execute("USE old")
+        con.execute(SCHEMA_3.format(d=meta.d) + POSTINGS_VIEW)
+        held = "image_id, path, split, label, term, content_hash, l1, gap"
+        con.execute(f"INSERT INTO images SELECT {held} FROM new.images")
+        for table in ("concepts", "classes", "posting_blocks", "means", "skipped"):
+            con.execute(f"INSERT INTO {table} FROM new.{table}")
+        con.executemany("INSERT INTO vectors VALUES (?, ?)", [[i, x.tolist()] for i, x in zip(ids, X, strict=True)])
+        jpegs = [[i, b64encode(jpeg).decode()] for i, jpeg in store.thumbnails(ids).items()]
+        con.executemany("INSERT INTO thumbnails VALUES (?, from_base64(?))", jpegs)
+        new = {"root", "vectors_file", "vector_rows", "vector_block", "thumbnails_file", "thumbnail_bytes"}
+        rows = {key: value for key, value in meta.rows().items() if key not in new}
+        rows |= {"format": "3", "dataset": meta.root, "dead": "0", "dense_key": "0" * 64}
+        con.executemany("INSERT INTO meta VALUES (?, ?)", list(rows.items()))
+
+
+@pytest.mark.parametrize("name", ["index", "light_index"])
+def test_an_index_of_format_3_is_taken_over_and_gives_the_same_answers(request, run, tmp_path, name):
+    index = request.getfixturevalue(name)
+    write_format_3(tmp_path / "old", index)
+    (tmp_path / "old" / "dense.faiss").write_bytes(b"of the earlier format")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
+    with pytest.raises(SparsightError, match=r"format 3, this sparsight reads 4; .*`sparsight import OLD --index NEW`"):
+        Store(tmp_path / "old")
+    run("import", tmp_path / "old", "--index", tmp_path / "new")
+    assert everything(tmp_path / "new") == everything(index)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
+    run("doctor", "--index", tmp_path / "new", code=0 if name == "light_index" else 1)  # these codes were made up
+
+
+@pytest.mark.parametrize(
+    ("harm", "line"),
+    [
+        ("UPDATE meta SET value = '1' WHERE key = 'format'", "an index of format 1: 2, 3 can be taken over"),
+        ("UPDATE meta SET value = '4' WHERE key = 'format'", "an index of format 4: it is the present one"),
+        ("DELETE FROM vectors WHERE image_id = 3", "image 3 has no row"),
+        ("UPDATE vectors SET embedding = list_transform(embedding, lambda x: 2 * x)::FLOAT[8]", "is no unit vector"),
+        ("DROP TABLE thumbnails", "thumbnails"),
+        ("ALTER TABLE images DROP path", "has no column path"),
+        ("UPDATE posting_blocks SET concept_id = 77", "concept is missing in a row"),
+        ("UPDATE posting_blocks SET first = first + 77", "path is missing in a row"),
+        ("UPDATE posting_blocks SET step = 'inf'", "negative or not finite"),
+        ("DELETE FROM posting_blocks WHERE concept_id = 2", "meta says nnz = "),
+        ("DELETE FROM meta WHERE key = 'coder'", "it has no coder"),
+    ],
+)
+def test_an_earlier_format_is_believed_no_more_than_an_export(run, index, tmp_path, harm, line):
+    write_format_3(tmp_path / "old", index)
+    with duckdb.connect(str(tmp_path / "old" / DATABASE)) as con:
+        con.execute(harm)
+    stderr = run("import", tmp_path / "old", "--index", tmp_path / "new", code=1).stderr
+    assert any(part in stderr for part in line.split("|")), stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_files_are_what_other_programs_read(index, tmp_path):
@@ -109,8 +285,8 @@ def test_the_files_are_what_other_programs_read(index, tmp_path):
         zip(expected.row.tolist(), expected.col.tolist(), strict=True)
     )
     np.testing.assert_array_equal(np.float32([r["weight"] for r in rows]), expected.data)
-    assert {r["concept"] for r in rows} <= set(contents().names)
-    assert [r["path"] for r in rows] == [images[r["image_id"]]["path"] for r in rows]
+    assert {r["concept"] for r in rows} <= set(make_contents().dictionary.names)
+    assert [r["path"] for r in rows] == [images[r["image_id"]].path for r in rows]
     vectors = [json.loads(line)["embedding"] for line in (tmp_path / "j" / "vectors.jsonl").read_text().splitlines()]
     np.testing.assert_array_equal(np.float32(vectors), X)
     gaps = [json.loads(line)["gap"] for line in (tmp_path / "j" / "images.jsonl").read_text().splitlines()]
@@ -146,17 +322,24 @@ def test_a_failed_export_leaves_nothing(run, index, tmp_path):
     with duckdb.connect(str(index / DATABASE)) as con:
         con.execute("DROP TABLE skipped")
     run("export", tmp_path / "out", "--index", index, code=1)
-    at = ("--tables", "images,skipped", "--index", index)
-    assert "cannot export" in run("export", tmp_path / "out", *at, code=1).stderr
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
-    run("export", tmp_path / "out", "--tables", "images", "--index", index)
+
+
+@pytest.mark.parametrize("name", ["vectors-1.f32", "thumbnails-1.bin"])
+def test_damaged_files_are_not_exported(run, index, tmp_path, name):
+    data = bytearray((index / name).read_bytes())
+    data[20] ^= 1
+    (index / name).write_bytes(data)
+    assert "damaged" in run("export", tmp_path / "out", "--index", index, code=1).stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    run("export", tmp_path / "out", "--tables", "images,codes", "--index", index)
 
 
 def test_an_index_with_damaged_postings_comes_back_by_its_embeddings(run, index, tmp_path):
     with duckdb.connect(str(index / DATABASE)) as con:
         con.execute("UPDATE posting_blocks SET count = 0")
     assert "damaged" in run("export", tmp_path / "out", "--index", index, code=1).stderr
-    others = ",".join(t for t in TABLES if t != "codes")
+    others = ",".join(t for t in EXPORTED if t != "codes")
     run("export", tmp_path / "out", "--tables", others, "--index", index)
     run("import", tmp_path / "out", "--index", tmp_path / "new")
     from indexer.coding.coder import encode_sparse
@@ -203,13 +386,8 @@ def test_an_index_with_damaged_postings_comes_back_by_its_embeddings(run, index,
 def test_import_believes_nothing(run, index, tmp_path, format, table, harm, line):
     out = tmp_path / "out"
     export_index(index, out, format)
-    file = str(out / f"{table}.{format}")
-    kinds = ", ".join(f"{c}: '{k}'" for c, k in TABLES[table].items())
-    read = f"'{file}'" if format == "parquet" else f"read_json('{file}', columns = {{{kinds}}})"
     with duckdb.connect() as con:
-        con.execute(f"CREATE TABLE t AS FROM {read}")
-        con.execute(harm)
-        con.execute(f"COPY t TO '{file}' (FORMAT {'json' if format == 'jsonl' else 'parquet'})")
+        rewrite(con, out, table, format, [harm])
     stderr = run("import", out, "--index", tmp_path / "new", code=1).stderr
     assert any(part in stderr for part in line.split("|")), stderr
     assert not (tmp_path / "new").exists()

@@ -22,12 +22,13 @@ Columns = dict[str, np.ndarray]
 
 
 def export_index(
-    folder: Path, out: Path, format: str = "parquet", tables: Sequence[str] = tuple(EXPORTED)
+    folder: Path, out: Path, format: str = "parquet", tables: Sequence[str] = tuple(EXPORTED), *, part: int = PART
 ) -> dict[str, int]:
     """Writes tables of an index to the new folder `out`, which appears whole or not at all; returns rows by table.
 
-    Everything comes from one state of the index, whatever another process commits meanwhile. format: parquet or jsonl.
-    Raises `SparsightError` where `out` is a file or holds anything.
+    Everything comes from one state of the index, whatever another process commits meanwhile. format: parquet or jsonl;
+    part: how many rows of embeddings one file takes at most, thumbnails a sixteenth of it. Raises `SparsightError`
+    where `out` is a file or holds anything.
     """
     out = Path(os.path.realpath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -37,7 +38,7 @@ def export_index(
         try:
             partial.mkdir(parents=True)
             with told_as(lambda reason: f"cannot export {folder} to {out}: {reason}"):
-                rows = _write_tables(store, partial, format, tables)
+                rows = _write_tables(store, partial, format, tables, part)
             sync_folder(partial)
             partial.rename(out)
             sync_folder(out.parent)
@@ -48,14 +49,14 @@ def export_index(
     return rows
 
 
-def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str]) -> dict[str, int]:
+def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str], part: int) -> dict[str, int]:
     con = store.con
     con.execute("SET enable_progress_bar = false")  # else it is drawn on stdout
     rows, parts = {}, {}
     for table in [t for t in tables if t != "meta"] + [t for t in tables if t == "meta"]:
         columns = ", ".join(_written(c.name, c.type, format) for c in EXPORTED[table])
         rows[table] = parts[table] = 0
-        for source in _sources(store, table, parts):
+        for source in _sources(store, table, parts, part):
             path = part_path(out, table, format, parts[table])
             kind = "json" if format == "jsonl" else "parquet"
             copied = con.execute(f"COPY (SELECT {columns} FROM ({source})) TO {quoted(path)} (FORMAT {kind})")
@@ -66,14 +67,14 @@ def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str]) -
     return {table: rows[table] for table in tables}
 
 
-def _sources(store: Store, table: str, parts: dict[str, int]) -> Iterator[str]:
+def _sources(store: Store, table: str, parts: dict[str, int], part: int) -> Iterator[str]:
     """SQL for each part of a table; what it names is there until the next is asked for."""
     if table == "meta":
         notes = {"export": str(EXPORT), "export_parts": json.dumps(parts)}
         more = " ".join(f"UNION ALL SELECT {quoted(key)}, {quoted(value)}" for key, value in notes.items())
         yield f"SELECT key, value FROM meta {more}"
     elif table in LARGE:
-        yield from _registered(store.con, LARGE[table](store))
+        yield from _registered(store.con, LARGE[table](store, part))
     else:
         yield f"FROM {table}"
 
@@ -85,7 +86,7 @@ def _registered(con: duckdb.DuckDBPyConnection, parts: Iterator[tuple[Columns, s
         con.unregister("part")
 
 
-def _codes(store: Store) -> Iterator[tuple[Columns, str]]:
+def _codes(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
     W = store.codes().tocoo()
     codes = {"image_id": store.image_ids[W.row].astype(np.int32), "concept_id": W.col, "weight": W.data}
     yield (
@@ -95,18 +96,19 @@ def _codes(store: Store) -> Iterator[tuple[Columns, str]]:
     )
 
 
-def _vectors(store: Store) -> Iterator[tuple[Columns, str]]:
+def _vectors(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
     parts = [f"x{j}" for j in range(store.d)]
-    for start in range(0, max(1, len(store)), PART):
-        places = np.arange(start, min(start + PART, len(store)))
+    for start in range(0, max(1, len(store)), part):
+        places = np.arange(start, min(start + part, len(store)))
         X = np.ascontiguousarray(store.embeddings(places).T)
         columns = {"image_id": store.image_ids[places].astype(np.int32), **dict(zip(parts, X, strict=True))}
         yield columns, f"SELECT image_id, [{', '.join(parts)}] AS embedding FROM part"
 
 
-def _thumbnails(store: Store) -> Iterator[tuple[Columns, str]]:
-    for start in range(0, max(1, len(store)), PART // 16):
-        found = store.thumbnails(store.image_ids[start : start + PART // 16].tolist())
+def _thumbnails(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
+    size = max(1, part // 16)  # they are larger than other rows
+    for start in range(0, max(1, len(store)), size):
+        found = store.thumbnails(store.image_ids[start : start + size].tolist())
         if not found and start:
             continue
         texts = np.array([b64encode(jpeg).decode() for jpeg in found.values()] or [""], object)
@@ -114,7 +116,7 @@ def _thumbnails(store: Store) -> Iterator[tuple[Columns, str]]:
         yield columns, "SELECT image_id, from_base64(jpeg) AS jpeg FROM part WHERE image_id >= 0"
 
 
-LARGE: dict[str, Callable[[Store], Iterator[tuple[Columns, str]]]] = {
+LARGE: dict[str, Callable[[Store, int], Iterator[tuple[Columns, str]]]] = {
     "codes": _codes,
     "vectors": _vectors,
     "thumbnails": _thumbnails,

@@ -32,8 +32,8 @@ ACCEPTED = {
 OPTIONAL_META = (*DERIVED, "next_id", "root")  # that an export need not have
 EARLIER = ("2", "3")  # formats of databases that can be taken over
 EARLIER_SOURCES = {  # where such a database has what an export calls by another name
-    "codes": "(SELECT p.*, i.path, k.name AS concept FROM store.postings p JOIN store.images i USING (image_id) "
-    "JOIN store.concepts k USING (concept_id))",
+    "codes": "(SELECT p.*, i.path, k.name AS concept FROM store.postings p LEFT JOIN store.images i USING (image_id) "
+    "LEFT JOIN store.concepts k USING (concept_id))",
 }
 
 
@@ -170,8 +170,8 @@ def _reading(where: Path | str) -> Iterator[None]:
 
 def _meta(rows: dict[str, str], source: Path, n: int, m: int, tables: set[str]) -> IndexMeta:
     """The meta data of an export, its counts compared with the tables."""
-    if ("export" in rows and rows["export"] not in READABLE) or ("export" not in rows and "format" not in rows):
-        version = rows.get("export", "none")
+    version = rows.get("export", "none")
+    if version not in READABLE and not (source / DATABASE).is_file():
         raise SparsightError(f"{source} is an export of version {version}, this sparsight reads {EXPORT}")
     if "root" not in rows and os.path.isabs(rows.get("dataset", "")):  # export 1 had the folder in the name's place
         rows |= {"root": rows["dataset"], "dataset": Path(rows["dataset"]).name or rows["dataset"]}
@@ -214,6 +214,8 @@ def _contents(con: duckdb.DuckDBPyConnection, source: Path, tables: set[str]) ->
         found = con.execute("SELECT image_id, concept_id, weight FROM codes WHERE weight > 0").fetchnumpy()
         places = np.searchsorted(ids, found["image_id"]), found["concept_id"]
         W = sparse.csr_matrix((found["weight"].astype(np.float32), places), shape=(len(X), len(D)))
+        if (source / DATABASE).is_file() and rows.get("nnz") != str(W.nnz):
+            raise SparsightError(f"{source}: meta says nnz = {rows.get('nnz')}, there are {W.nnz}; build it anew")
     else:
         codes = encode_sparse(X, D, meta.coder)
         W, l1, gap = codes.W, codes.l1, codes.gap

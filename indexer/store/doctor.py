@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,18 +19,18 @@ from safetensors import SafetensorError
 from indexer.coding.coder import encode_sparse
 from indexer.coding.dictionary import Dictionary
 from indexer.store import journal, lock
-from indexer.store.database import DATABASE, HINT, WAL, open_database
+from indexer.store.database import DATABASE, HINT, WAL
 from indexer.store.dense import FILE, FLAT, cached_dense
-from indexer.store.meta import COUNTS, MetaError, count_of, parse_meta
-from indexer.store.reader import Store, read_meta_rows, upgrade
-from indexer.store.schema import FORMAT
-from indexer.store.vectors import DamagedVectors, Vectors, block_rows
+from indexer.store.lenient import open_leniently
+from indexer.store.reader import Store
+from indexer.store.vectors import Vectors
 from training.encoders import fingerprint_of
 from training.errors import SparsightError
 
 REPAIR, AGAIN = "`sparsight doctor --repair` mends it", "make the index anew with `sparsight index PATH`"
 DROPS = "`sparsight doctor --repair` drops those pictures, `sparsight add` takes them again"
-DERIVED = ("posting_blocks", "skipped", "vector_blocks")  # tables that an index can do without, or that follow
+DERIVED = ("posting_blocks", "skipped")  # tables that an index can do without, or that follow from the others
+HINTS = {"dictionary": AGAIN, "classes": AGAIN, "vectors": f"{DROPS}; if none is left, {AGAIN}"}  # of unreadable ones
 SAMPLE = 64  # pictures that are coded again
 UNIT = 1e-3  # how far a norm may be from 1
 
@@ -75,80 +74,7 @@ def examine(folder: Path, *, ours: bool = False) -> list[Finding]:
     return found + _examine_folder(folder, ours)
 
 
-def open_leniently(folder: Path) -> tuple[Store, list[Fault]]:
-    """An index opened with the counts that its tables have, whatever its meta data says; and where the two differ.
-
-    Raises `SparsightError` where what the meta data has wrong does not follow from the tables.
-    """
-    con = open_database(folder)
-    try:
-        rows = dict(read_meta_rows(con, folder))
-    finally:
-        con.close()
-    if (version := rows.get("format", "missing")) != str(FORMAT):
-        raise SparsightError(f"{folder / DATABASE} has format {version[:40]}, not {FORMAT}; {upgrade(version)}")
-    stated = {key: rows.get(key) for key in COUNTS}
-    usable = {key: text if count_of(text) is not None and int(text) < 2**31 else "0" for key, text in rows.items()}
-    rows |= {key: usable.get(key, "0") for key in COUNTS if key != "thumbnail_bytes" or count_of(rows.get(key)) is None}
-    try:
-        meta = parse_meta(rows)
-        with Store(folder, meta=meta, check=False) as store:
-            true = _true_counts(store)
-        meta = parse_meta(rows | {key: str(value) for key, value in true.items()})
-    except MetaError as e:
-        raise SparsightError(f"the index {folder} is damaged: in its meta data, {e}; {HINT}") from e
-    faults = [
-        Fault(f"{key} is {stated[key]} in the meta data, {value} by the tables")
-        for key, value in true.items()
-        if stated[key] != str(value)
-    ]
-    return Store(folder, meta=meta, check=False), faults
-
-
-def _true_counts(store: Store) -> dict[str, int]:
-    """The counts as the tables have them; one that cannot be read, or does not contradict them, is as stated."""
-    true = {"d": _dimensions(store)}
-    with suppress(SparsightError):
-        n, last, row, size = store.rows(
-            "SELECT count(*), coalesce(max(image_id), -1), coalesce(max(vector_row), -1), "
-            "coalesce(max(thumbnail_start + thumbnail_bytes), 0) FROM images"
-        )[0]
-        true["n"], true["next_id"] = n, max(store.meta.next_id, last + 1)
-        true["vector_rows"], true["vector_block"] = _true_rows(store, row + 1, true["d"])
-        true["thumbnail_bytes"] = max(store.meta.thumbnail_bytes, size)
-    with suppress(SparsightError):
-        true["m"] = store.rows("SELECT count(*) FROM concepts")[0][0]
-    with suppress(SparsightError):
-        true["nnz"] = int(store.rows("SELECT coalesce(sum(count), 0) FROM posting_blocks")[0][0])
-    return true
-
-
-def _true_rows(store: Store, used: int, d: int) -> tuple[int, int]:
-    """How many rows the vectors' file has, and how many of them share a checksum: as stated where the last checksum
-    says so, else as the pictures and the writer have it. used: rows up to the last picture's."""
-    stated = store.meta.vector_rows, store.meta.vector_block
-    with suppress(SparsightError):
-        crcs = store.columns("SELECT crc FROM vector_blocks ORDER BY block")["crc"].astype(np.uint32)
-        for rows, block in dict.fromkeys(product((stated[0], used), (stated[1], block_rows(d)))):
-            if block and rows >= used and -(-rows // block) == len(crcs):
-                with (
-                    suppress(DamagedVectors, OSError),
-                    closing(Vectors(store.folder / store.meta.vectors_file, rows, d, block, crcs)) as vectors,
-                ):
-                    vectors.take(np.array([rows - 1] if rows else [], np.int64))
-                    return rows, block
-    return max(stated[0], used), block_rows(d)
-
-
-def _dimensions(store: Store) -> int:
-    """d, by the column of the atoms; 0 where there is none."""
-    where = "database_name = 'store' AND table_name = 'concepts' AND column_name = 'atom'"
-    kinds = store.rows(f"SELECT data_type FROM duckdb_columns() WHERE {where}")
-    size = kinds[0][0].removeprefix("FLOAT[").removesuffix("]") if kinds else ""
-    return int(size) if size.isdecimal() else 0
-
-
-def _examine_database(store: Store, counts: list[Fault]) -> list[Finding]:
+def _examine_database(store: Store, counts: list[str]) -> list[Finding]:
     """Each check reads the tables that it is named with; one of a table that cannot be read is not made."""
     unreadable = _unreadable(store)
     faults = {"database": [Fault(f"{t} cannot be read: {why}", _hint(t)) for t, why in unreadable.items()]}
@@ -156,16 +82,16 @@ def _examine_database(store: Store, counts: list[Fault]) -> list[Finding]:
         hint = AGAIN if any(c.split()[0] not in DERIVED for c in columns) else REPAIR
         faults["database"].append(Fault(f"it has no column {', '.join(columns)}", hint))
     else:
-        faults["counts"] = counts
+        faults["counts"] = [Fault(message) for message in counts]
         with suppress(SparsightError):  # a table that cannot be read was told of
-            faults["counts"] = [*counts, *_check_concept_counts(store)]
+            faults["counts"] += _check_concept_counts(store)
         needs = {"codes": {"ids", "vectors", "dictionary", "postings"}}  # else it would say the same again
         for name, tables, check in CHECKS:
             if not unreadable.keys() & set(tables.split()) and not any(faults.get(n) for n in needs.get(name, ())):
                 try:
                     faults[name] = list(check(store))
                 except SparsightError as e:
-                    faults[name] = [Fault(cause(e), AGAIN if name in ("dictionary", "classes") else REPAIR)]
+                    faults[name] = [Fault(cause(e), HINTS.get(name, REPAIR))]
     sound = _sound(store)
     found = []
     for name, messages in faults.items():
@@ -227,6 +153,9 @@ def _check_ids(store: Store) -> Iterator[Fault]:
             yield Fault(f"{lacking} rows of images have no {column}, or that of another")
         if beyond:
             yield Fault(f"{beyond} of images' {column} are out of range (the first: {first})")
+    order = "SELECT vector_row, lag(vector_row) OVER (ORDER BY image_id) AS before FROM images"
+    if astray := store.rows(f"SELECT count(*) FROM ({order}) WHERE vector_row < before")[0][0]:
+        yield Fault(f"{astray} of images' vector_row are not in the order of the pictures")
     for table, column in (("concepts", "concept_id"), ("classes", "class_id")):
         numbers = [i for (i,) in store.rows(f"SELECT {column} FROM {table} ORDER BY 1")]
         if numbers != list(range(len(numbers))):
@@ -250,7 +179,9 @@ def _check_vectors(store: Store) -> Iterator[Fault]:
         rows = store.vector_rows // store.meta.vector_block
         count = int(np.isin(rows, bad_blocks).sum())
         where = f"{len(bad_blocks)} blocks of {store.meta.vectors_file} (the first: {bad_blocks[0]})"
-        yield Fault(f"{where} are not as they were written: they hold {count} pictures", DROPS)
+        yield Fault(
+            f"{where} are not as they were written: they hold {count} pictures", DROPS if count < len(rows) else AGAIN
+        )
     ids = store.image_ids[np.isin(store.vector_rows, bad_rows)]
     if len(ids):
         yield Fault(f"{len(ids)} are not of unit norm (the first: picture {ids[0]})", DROPS)

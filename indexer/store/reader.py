@@ -291,7 +291,8 @@ class Store:
     def every_thumbnail(self) -> Iterator[tuple[int, bytes | None]]:
         """The id and the JPEG of every picture that has one, by id; None for one that is not as it was written."""
         for start in range(0, len(self), MANY):
-            for image_id, place in self.thumbnail_places(self.image_ids[start : start + MANY].tolist()).items():
+            places = self.thumbnail_places(self.image_ids[start : start + MANY].tolist())
+            for image_id, place in sorted(places.items()):
                 yield image_id, self.read_thumbnail(place)
 
     def lost_thumbnail_bytes(self) -> int:

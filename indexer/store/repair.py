@@ -23,6 +23,7 @@ from indexer.store.contents import Contents, Described, ImageRow, Pictures, Skip
 from indexer.store.database import DATABASE, WAL, open_database
 from indexer.store.dense import FILE, FLAT, build_dense, cached_dense, dense_key, save_dense
 from indexer.store.doctor import AGAIN, DERIVED
+from indexer.store.lenient import open_leniently
 from indexer.store.reader import Store
 from indexer.store.vectors import Vectors
 from indexer.store.writer import Gathered, data_files, write_store
@@ -73,7 +74,7 @@ def _rewrite(folder: Path, faults: set[str]) -> list[str]:
     """Writes the index anew from what of it can be read; says what it did."""
     put_aside: list[Path] = []
     try:
-        store, _ = doctor.open_leniently(folder)
+        store, _ = open_leniently(folder)
         with store:
             contents, done, lost = _salvage(store, faults)
             try:
@@ -179,19 +180,29 @@ def _sound_rows(store: Store) -> tuple[Vectors, np.ndarray]:
     path = store.folder / meta.vectors_file
     try:
         held = path.stat().st_size // (4 * meta.d)
-        crcs = store.columns("SELECT crc FROM vector_blocks ORDER BY block")["crc"].astype(np.uint32)
         whole = min(meta.vector_rows, held)
         if whole < meta.vector_rows:  # cut off: the block that is not whole has no checksum
             whole -= whole % meta.vector_block
-        vectors = Vectors(path, whole, meta.d, meta.vector_block, crcs[: -(-whole // meta.vector_block)])
+        crcs, known = _checksums(store, -(-whole // meta.vector_block))
+        vectors = Vectors(path, whole, meta.d, meta.vector_block, crcs)
     except (OSError, ValueError, ZeroDivisionError) as e:
         raise SparsightError(f"its embeddings in {meta.vectors_file} cannot be read: {e}") from e
     good = np.ones(whole, bool)
     bad_blocks, bad_rows = doctor.bad_vectors(vectors)
     good[bad_rows] = False
-    for block in bad_blocks:
+    for block in {*bad_blocks, *np.flatnonzero(~known).tolist()}:
         good[block * meta.vector_block : (block + 1) * meta.vector_block] = False
     return vectors, good
+
+
+def _checksums(store: Store, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """The checksums (blocks,) of the vectors' file, and of which of its blocks there is one."""
+    crcs, known = np.zeros(blocks, np.uint32), np.zeros(blocks, bool)
+    sql = "SELECT block, min(crc) FROM vector_blocks WHERE block BETWEEN 0 AND ? - 1 GROUP BY 1 HAVING count(*) = 1"
+    for block, crc in store.rows(sql, [blocks]):
+        if crc is not None:
+            crcs[block], known[block] = crc, True
+    return crcs, known
 
 
 def _salvage_dictionary(store: Store) -> Dictionary:
@@ -229,6 +240,12 @@ def _salvage_skipped(store: Store, done: list[str]) -> Sequence[Skip]:
 
 def _thumbnails(store: Store, ids: np.ndarray, lost: _Lost) -> Iterator[bytes | None]:
     """The thumbnails of some pictures (ids ascending), read as they are asked for; None where there is none."""
+    try:
+        store.lost_thumbnail_bytes()
+    except SparsightError:  # the file cannot be opened
+        lost.count += store.rows("SELECT count(thumbnail_start) FROM images")[0][0]
+        yield from [None] * len(ids)
+        return
     every = store.every_thumbnail()
     image_id, jpeg = next(every, (-1, None))
     for wanted in ids.tolist():
