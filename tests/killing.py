@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -30,6 +31,7 @@ from indexer.store.journal import pending, read_batch
 
 SOAK = bool(os.environ.get("SPARSIGHT_SOAK"))
 BATCH = 4
+BLOCK = 4  # rows of the small encoder's embeddings with one checksum
 NOBODY = 65534
 
 fork = multiprocessing.get_context("forkserver")
@@ -139,13 +141,16 @@ def _child(job: Job, k: int, action: Callable, start: Callable | None, answer: A
     import torch
     from tqdm import tqdm
 
+    from indexer.store import vectors
     from training.encoders import open_encoder
     from training.errors import SparsightError
 
+    vectors.BLOCK_BYTES = 4 * 32 * BLOCK
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     encoder = open_encoder(str(job.encoder))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
     steps = Steps(k, action)
     steps.install(encoder)
     if start is not None:
@@ -201,6 +206,7 @@ class Steps:
             (writer, "copyfile"),
             (writer, "append_vectors"),
             (writer, "append_thumbnails"),
+            (writer, "publish"),
             (vectors, "publish"),
             (thumbnails, "publish"),
             (journal, "write_whole"),
@@ -221,7 +227,8 @@ class Steps:
 
     def _wrapped(self, name: str, function: Callable) -> Callable:
         def step(*args: Any, **kwargs: Any) -> Any:
-            at = f"{name} {Path(args[1]).name}" if name == "replace" else name
+            named = {"replace": 1, "publish": 1, "unlink": 0}.get(name)
+            at = name if named is None else f"{name} {unnumbered(args[named])}"
             self.reach(f"before {at}")
             result = function(*args, **kwargs)
             self.reach(f"after {at}")
@@ -295,8 +302,11 @@ def data_files(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if not p.name.startswith(".")}
 
 
-def check_store(store: Store, k: int = 5) -> None:
-    """An open index agrees with itself; its dense and its sparse answers are those of numpy over its vectors."""
+def check_store(store: Store, k: int = 5, *, on_disk: bool = True) -> None:
+    """An open index agrees with itself; its dense and its sparse answers are those of numpy over its vectors.
+
+    on_disk: its files are still in the folder; a newer index may have taken their place.
+    """
     from search.inverted import Inverted
 
     ids, X, W, D = store.image_ids, store.embeddings(), store.codes(), store.dictionary()
@@ -304,7 +314,8 @@ def check_store(store: Store, k: int = 5) -> None:
     assert n == len(ids) == len(X) == len(store.images()) == len({row.path for row in store.images()})
     assert ids.tolist() == [row.image_id for row in store.images()]
     assert store.vectors.damaged_blocks() == []
-    assert store.meta.vector_rows * store.d * 4 <= (store.folder / store.meta.vectors_file).stat().st_size
+    if on_disk:
+        assert store.meta.vector_rows * store.d * 4 <= (store.folder / store.meta.vectors_file).stat().st_size
     assert len(set(store.vector_rows.tolist())) == n
     assert set(store.thumbnails(ids.tolist())) == set(ids.tolist())
     assert store.meta.nnz == W.nnz
@@ -321,6 +332,11 @@ def check_store(store: Store, k: int = 5) -> None:
         best = engine.search(D @ q, k)
         assert set(best.ids) <= set(ids)
         check_best((W @ (D @ q))[None], np.searchsorted(ids, best.ids)[None], best.scores[None], k)
+
+
+def unnumbered(path: str | os.PathLike[str]) -> str:
+    """The name of a file without the numbers of processes, generations and batches."""
+    return re.sub(r"(?<=[-.])\d+", "N", re.sub(r"[0-9a-f]{16}", "KEY", Path(path).name))
 
 
 def check_best(all_scores: np.ndarray, rows: np.ndarray, scores: np.ndarray, k: int, atol: float = 1e-5) -> None:

@@ -15,17 +15,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import SOAK, Job, check_store, fork, run_job, state
+from killing import SOAK, Job, check_store, data_files, fork, run_job, state
 from PIL import Image
 
 from indexer.store import Store
-from indexer.store.lock import writing
+from indexer.store.lock import HOLDER, writing
+from training.errors import SparsightError
 
-SECONDS = 60 if SOAK else 5
+ENOUGH = 200 if SOAK else 12  # commits
 GROUPS, SIZE, READERS = 6, 4, 4
 
 
@@ -47,89 +52,126 @@ def job(pictures, small_encoder_dir, tmp_path) -> Job:
     return job
 
 
-def write(job: Job, until: float, pipe: Any) -> None:
-    """Adds a group, removes a group, and so on; sends the number of changes."""
+def write(job: Job, stop: Path, pipe: Any) -> None:
+    """Adds a group, removes a group, and so on, and compacts now and then; sends each generation that it has made."""
     import torch
-    from indexer.add import add_pictures
-    from indexer.change import remove_pictures
 
+    from indexer.update import add_pictures, compact, remove_pictures
     from training.encoders import open_encoder
 
     torch.set_num_threads(1)
     encoder = open_encoder(str(job.encoder))
-    rng, there, changes = random.Random(0), {0, 1, 2}, 0
-    while time.time() < until:
-        group = rng.randrange(GROUPS)
+    rng, there, generation = random.Random(0), {0, 1, 2}, 1
+    while not stop.exists():
+        group = rng.randrange(GROUPS + 1)
         folder = job.root / f"group {group}"
-        if group in there:
+        if group == GROUPS:
+            compact(job.folder)
+        elif group in there:
             assert len(remove_pictures(job.folder, [str(folder)])) == SIZE
         else:
             assert len(add_pictures(job.folder, [folder], encoder).ids) == SIZE
-        there ^= {group}
-        changes += 1
-    pipe.send(changes)
+        there ^= {group} - {GROUPS}
+        generation += 1
+        pipe.send(generation)
 
 
-def read(job: Job, until: float, pipe: Any) -> None:
-    """Opens and checks the index again and again; sends the reads, and the states seen: generation → groups."""
+def read(job: Job, stop: Path, pipe: Any) -> None:
+    """Opens and checks the index again and again; sends each state that it sees: generation, groups."""
     import faiss
 
     faiss.omp_set_num_threads(1)
-    reads, states = 0, {}
-    while time.time() < until:
+    while not stop.exists():
         with Store(job.folder) as store:
-            groups = Counter(r["label"] for r in store.images())
+            groups = Counter(row.label for row in store.images())
             assert set(groups.values()) <= {SIZE}, groups
-            assert states.setdefault(int(store.meta["generation"]), groups) == groups
-            check_store(store)
-        reads += 1
-    pipe.send((reads, states))
+            check_store(store, on_disk=False)
+            pipe.send((store.meta.generation, groups))
 
 
-def hold(job: Job, until: float, pipe: Any) -> None:
-    """Opens the index once and reads it again and again: its state is one, whatever has taken its place meanwhile."""
-    reads = 0
+def hold(job: Job, stop: Path, pipe: Any) -> None:
+    """Opens the index once and reads it again and again: its state is one, whatever has taken its place meanwhile, and
+    though a compaction has taken its files away."""
     with Store(job.folder) as store:
-        first = store.embeddings().tobytes(), store.codes().data.tobytes(), store.images()
-        while time.time() < until:
-            assert (store.embeddings().tobytes(), store.codes().data.tobytes(), store.images()) == first
+        first, files = everything(store), {store.meta.vectors_file, store.meta.thumbnails_file}
+        pipe.send("open")
+        while not stop.exists():
+            assert everything(store) == first
             vars(store).pop("packed", None)
-            reads += 1
-        assert not store.is_current()
-        check_store(store)
-    pipe.send(reads)
+            gone = not any((job.folder / name).exists() for name in files)
+            pipe.send((store.is_current(), gone))
+        check_store(store, on_disk=False)
 
 
-def test_readers_see_committed_states_while_a_writer_changes_them(job):
-    until = time.time() + SECONDS + 2  # the processes need some to start
-    running = []
-    for what in (write, hold, *[read] * READERS):
-        receive, send = fork.Pipe(duplex=False)
-        process = fork.Process(target=what, args=(job, until, send))
-        process.start()
-        send.close()
-        running.append((process, receive))
-    answers = []
-    for process, receive in running:
-        process.join(SECONDS + 60)
-        assert process.exitcode == 0
-        answers.append(receive.recv())
-    changes, held, *seen = answers
-    states: dict[int, Counter] = {}
-    for _, some in seen:
-        assert all(states.setdefault(g, groups) == groups for g, groups in some.items()), "readers differ"
-    reads = [n for n, _ in seen]
-    print(f"{sum(reads)} reads by {READERS} readers, {changes} commits, {len(states)} states seen, {held} re-reads")
-    assert changes > 3
-    assert min(reads) > 3
-    assert len(states) > 3
+def everything(store: Store) -> tuple:
+    ids = store.image_ids.tolist()
+    codes = store.codes()
+    return store.embeddings().tobytes(), codes.data.tobytes(), store.images(), store.thumbnails(ids)
+
+
+def start(what: Callable, job: Job, stop: Path) -> tuple[BaseProcess, Connection]:
+    receive, send = fork.Pipe(duplex=False)
+    process = fork.Process(target=what, args=(job, stop, send))
+    process.start()
+    send.close()
+    return process, receive
+
+
+def test_readers_see_committed_states_while_a_writer_changes_them(job, tmp_path):
+    """They all go on until each has done enough: how long that takes is the machine's."""
+    stop = tmp_path / "stop"
+    holder, held = start(hold, job, stop)
+    assert held.recv() == "open"
+    writer, written = start(write, job, stop)
+    readers = [start(read, job, stop) for _ in range(READERS)]
+    generations, states = [1], {}
+    reads, states_seen = Counter[Connection](), {pipe: set() for _, pipe in readers}
+    outlived, rereads = False, 0
+    deadline = time.monotonic() + 600
+    open_pipes = [held, written, *states_seen]
+    try:
+        while len(generations) <= ENOUGH or not outlived or any(len(s) <= 3 for s in states_seen.values()):
+            assert time.monotonic() < deadline, (generations, reads, outlived)
+            for pipe in wait(open_pipes, 60):
+                if pipe is written:
+                    generations.append(written.recv())
+                elif pipe is held:
+                    current, gone = held.recv()
+                    outlived, rereads = outlived or (not current and gone), rereads + 1
+                else:
+                    generation, groups = pipe.recv()
+                    assert states.setdefault(generation, groups) == groups, "readers differ"
+                    states_seen[pipe].add(generation)
+                    reads[pipe] += 1
+    finally:
+        stop.touch()
+        for process, pipe in ((holder, held), (writer, written), *readers):
+            with suppress(EOFError):  # one that waits to be read would not end
+                while True:
+                    message = pipe.recv()
+                    if pipe is written:
+                        generations.append(message)
+            process.join(120)
+    assert {p.exitcode for p in (holder, writer, *(p for p, _ in readers))} == {0}
+    changes = len(generations) - 1
+    assert generations == list(range(1, changes + 2))
+    print(f"{reads.total()} reads by {READERS} readers, {changes} commits, {len(states)} states, {rereads} re-reads")
     with Store(job.folder) as store:
-        assert int(store.meta["generation"]) == 1 + changes
+        assert store.meta.generation == generations[-1]
+
+
+def test_a_file_that_is_missing_for_good_is_named(job):
+    with Store(job.folder) as store:
+        name = store.meta.vectors_file
+    (job.folder / name).rename(job.folder / "elsewhere")
+    with pytest.raises(SparsightError, match=f"{name}: No such file") as raised:
+        Store(job.folder)
+    assert "doctor --repair" in str(raised.value)
 
 
 def sparsight(*args: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "indexer", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_a_second_writer_is_refused_by_name(job):
@@ -160,4 +202,5 @@ def test_a_killed_writers_lock_is_free(job):
     process.join()
     done = sparsight("remove", "0", "--index", job.folder)
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in job.folder.iterdir() if not p.name.startswith(".lock")} == {"dense.faiss", "index.duckdb"}
+    assert data_files(job.folder) == {"index.duckdb", "thumbnails-1.bin", "vectors-1.f32"}
+    assert not (job.folder / HOLDER).exists()

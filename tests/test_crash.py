@@ -6,6 +6,7 @@ In CI a sample of the points at which a command can die; `make soak` takes every
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -13,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,15 +36,16 @@ from killing import (
     limit_files,
     run_job,
     state,
+    unnumbered,
 )
 from PIL import Image
 
-from indexer.store import DATABASE
+from indexer.store import DATABASE, ImageRow, Store
 from indexer.store.journal import pending
 from indexer.store.lock import HOLDER
 from training.data.cifar10 import CLASSES
 
-COMMANDS = ("index", "reindex", "add", "remove", "compact")
+COMMANDS = ("index", "reindex", "add", "remove", "remove much", "compact")
 SEED = 0
 
 
@@ -61,7 +62,7 @@ class Scene(NamedTuple):
     committed: int
     encoded: int
     seconds: float
-    names: set[str]
+    names: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +72,13 @@ def scenes(pictures, small_encoder_dir) -> Iterator[dict[str, Scene]]:
     top.chmod(0o755)
     root = top / "pictures"
 
+    second = itertools.count(1_600_000_000)  # each file has a time of change of its own, long ago
+
     def put(i: int, name: str) -> None:
         path = root / CLASSES[pictures.labels[i]] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pictures.pixels[i]).save(path)
+        os.utime(path, (now := next(second), now))
 
     for i in range(10):
         put(i, f"{i:03d}.png")
@@ -95,10 +99,9 @@ def scenes(pictures, small_encoder_dir) -> Iterator[dict[str, Scene]]:
         if name == "index":
             (top / "none").mkdir()
         folder = top / ("none" if name == "index" else "made")
-        targets = ("3", "4", "5") if name == "remove" else ()
-        job = replace(
-            made, command=name.removeprefix("re") if name == "reindex" else name, folder=work, targets=targets
-        )
+        command = {"reindex": "index", "remove much": "remove"}.get(name, name)
+        targets = {"remove": ("3",), "remove much": ("3", "4", "5")}.get(name, ())  # a third: the files are compacted
+        job = replace(made, command=command, folder=work, targets=targets)
         shutil.copytree(folder, work)
         outcome = run_job(job)
         assert outcome.kind == "done", outcome
@@ -113,7 +116,7 @@ def scenes(pictures, small_encoder_dir) -> Iterator[dict[str, Scene]]:
             committed=outcome.steps.index(f"after replace {DATABASE}") + 1,
             encoded=outcome.encoded,
             seconds=outcome.seconds,
-            names={p.name for p in work.iterdir()},
+            names=sorted(unnumbered(p) for p in work.iterdir()),
         )
         assert found[name].before != found[name].after
     yield found
@@ -140,8 +143,10 @@ def check_settled(scene: Scene, found: dict, exact: bool) -> None:
     if exact:
         assert found == scene.settled
         return
-    for key in ("ids", "files", "classes", "skipped"):
+    for key in ("ids", "classes", "skipped"):
         assert found[key] == scene.settled[key]
+    images = [[row[: ImageRow._fields.index("l1")] for row in s["images"]] for s in (found, scene.settled)]
+    assert images[0] == images[1]
     X, expected = (np.frombuffer(s["X"], np.float32) for s in (found, scene.settled))
     np.testing.assert_allclose(X, expected, atol=1e-5)
 
@@ -173,8 +178,48 @@ def check_after(scene: Scene, *, at: int = 0, done: bool = False, exact: bool = 
         assert again.encoded == left, "encodes what was journaled"
     check_whole(work)
     check_settled(scene, state(work, generation=False), exact)
-    assert {p.name for p in work.iterdir()} == scene.names, "left behind"
+    assert sorted(unnumbered(p) for p in work.iterdir()) == scene.names, "left behind"
+    with Store(work) as store:
+        meta = store.meta
+        assert (work / meta.vectors_file).stat().st_size == 4 * meta.d * meta.vector_rows, "bytes left behind"
+        assert (work / meta.thumbnails_file).stat().st_size == meta.thumbnail_bytes, "bytes left behind"
     return f"{'new' if is_new else 'old'}{', went on' if kept and again.encoded < scene.encoded else ''}"
+
+
+def published(name: str) -> list[str]:
+    return [f"publish {name}", *replaced(name)]
+
+
+def replaced(name: str) -> list[str]:
+    return ["fsync", f"replace {name}", "fsync"]
+
+
+BATCHES = {"index": 5, "reindex": 5, "add": 4}
+ENCODED = ["encode", "add", "write_whole", *replaced("KEY-N.batch")]
+TRANSACTION = ["COMMIT", "DETACH"]
+FILES = [*published("vectors-N.f32"), *published("thumbnails-N.bin")]
+GROWN = ["append_vectors", "fsync", "append_thumbnails", "fsync"]
+COMPACTED = [*FILES, *TRANSACTION, "replace .index.duckdb.N.part"]
+SWEPT = ["unlink thumbnails-N.bin", "unlink vectors-N.f32"]
+STEPS = {
+    "index": [*FILES, *TRANSACTION, *published(DATABASE)],
+    "reindex": [*FILES, *TRANSACTION, *published(DATABASE), *SWEPT],
+    "add": ["copyfile", *GROWN, *TRANSACTION, *published(DATABASE)],
+    "remove": ["copyfile", *TRANSACTION, *published(DATABASE)],
+    "remove much": ["copyfile", *TRANSACTION, *COMPACTED, *published(DATABASE), *SWEPT],
+    "compact": ["copyfile", *COMPACTED, *published(DATABASE), *SWEPT],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_steps_are_all_that_a_command_does_to_the_disk(scenes, command):
+    """A function that is moved, or no longer called, would take its kill points with it."""
+    n = BATCHES.get(command, 0)
+    cleared = ["clear", *["unlink KEY-N.batch"] * n] if n else []
+    expected = [*replaced(".holder.json"), *ENCODED * n, *STEPS[command], *cleared, "unlink .holder.json"]
+    steps = scenes[command].steps
+    assert [s.removeprefix("before ") for s in steps if s.startswith("before ")] == expected
+    assert Counter(s.removeprefix("after ") for s in steps if s.startswith("after ")) == Counter(expected)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -192,6 +237,36 @@ def test_a_kill_leaves_the_old_state_or_the_new(scenes, fresh, command):
         tally[check_after(scene, at=k, done=outcome.kind == "done")] += 1
     figures = ", ".join(f"{n} {what}" for what, n in sorted(tally.items()))
     print(f"{command:<8} {len(kills)} kills ({len(kills) - (20 if SOAK else 1)} at named steps): {figures}")
+
+
+@pytest.mark.parametrize("step", ["after append_vectors", "after append_thumbnails", "before replace index.duckdb"])
+def test_what_lies_beyond_the_recorded_length_is_not_there(scenes, fresh, step):
+    """Rows of a writer that died stay in the files; nobody reads them, and the next addition writes over them."""
+    scene = scenes["add"]
+    work = fresh(scene)
+    run_job(scene.job, scene.steps.index(step) + 1)
+    with Store(work) as store:
+        meta = store.meta
+        assert (work / meta.vectors_file).stat().st_size > 4 * meta.d * meta.vector_rows
+        assert len(store.vectors) == meta.vector_rows
+    for name in (meta.vectors_file, meta.thumbnails_file):
+        with (work / name).open("ab") as f:
+            f.write(b"garbage" * 1000)
+    assert state(work) == scene.before
+    check_after(scene)
+
+
+def test_files_of_no_index_are_swept_by_the_next_writer(scenes, fresh):
+    """As a build or a compaction leaves them that dies before its database takes its place; no other file goes."""
+    scene = scenes["remove"]
+    work = fresh(scene)
+    for name in ("vectors-7.f32", "thumbnails-7.bin", ".vectors-8.f32.1.part", ".index.duckdb.1.part.wal", "mine.txt"):
+        (work / name).write_bytes(b"left")
+    assert state(work) == scene.before
+    assert run_job(scene.job).kind == "done"
+    assert state(work) == scene.after
+    assert sorted(unnumbered(p) for p in work.iterdir()) == sorted([*scene.names, "mine.txt"])
+    (work / "mine.txt").unlink()
 
 
 # Other ways to fail: one line says what, the earlier state stands, and the re-run makes good.
@@ -222,6 +297,25 @@ def test_a_full_disk(scenes, fresh, command, size):
         check_refused(scene, outcome)
         assert state(work) == scene.before
     check_after(scene, done=outcome.kind == "done")
+
+
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [
+        ("add", "before append_vectors"),
+        ("add", "before append_thumbnails"),
+        ("add", "before COMMIT"),
+        ("compact", "after copyfile"),
+        ("reindex", "before publish thumbnails-N.bin"),
+    ],
+)
+def test_a_disk_that_fills_up_midway(scenes, fresh, command, step):
+    scene = scenes[command]
+    work = fresh(scene)
+    outcome = run_job(scene.job, scene.steps.index(step) + 1, partial(limit_files, 1000))
+    check_refused(scene, outcome)
+    assert state(work) == scene.before
+    check_after(scene)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root of Linux mounts")
@@ -329,9 +423,10 @@ def test_a_picture_that_is_replaced_between_planning_and_commit(scenes, fresh, p
     finally:
         path.write_bytes(was)
         other.unlink()
-    held = state(work)["files"][str(path)]
-    assert held[0] > max(scene.after["ids"])
-    assert held[1] != scene.after["files"][str(path)][1]
+    (held,) = (row for row in state(work)["images"] if row.path == str(path))
+    (was_held,) = (row for row in scene.after["images"] if row.path == str(path))
+    assert held.image_id > max(scene.after["ids"])
+    assert held.content_hash != was_held.content_hash
 
 
 def test_ctrl_c_while_duckdb_works(scenes, fresh):
@@ -339,15 +434,16 @@ def test_ctrl_c_while_duckdb_works(scenes, fresh):
     scene = scenes["compact"]
     fresh(scene)
     run = [sys.executable, "-c", SLOW, "compact", "--index", scene.job.folder]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines() == ["Error: interrupted"]
     check_after(scene)
 
 
 SLOW = """
-import os, signal, threading, time, duckdb
+import os, signal, threading, duckdb
 from indexer.cli import builds
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores it
 connect = duckdb.connect
 class Slow:
     def __init__(self, con):
@@ -369,15 +465,24 @@ def test_ctrl_c_keeps_the_journal(scenes, fresh):
     """Through the real command line, once there is something to keep."""
     scene = scenes["add"]
     work = fresh(scene)
-    command = [sys.executable, "-m", "indexer", "add", scene.job.root, "--index", work, "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not list(work.glob(".pending/*.batch")):
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.splitlines()[-1] == "Error: interrupted"
+    run = [sys.executable, "-c", STOPPED, "add", scene.job.root, "--index", work, "--device", "cpu"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "Error: interrupted"
     assert not (work / HOLDER).exists()
-    assert journaled(work) or state(work) != scene.before
+    assert len(journaled(work)) == scene.encoded
     check_after(scene, exact=False)
+
+
+STOPPED = """
+import os, signal
+from indexer.cli import builds
+from indexer.store.journal import Journal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+add = Journal.add
+def stopped(self, *batch):
+    add(self, *batch)
+    os.kill(os.getpid(), signal.SIGINT)
+Journal.add = stopped
+builds()
+"""

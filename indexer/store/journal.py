@@ -74,9 +74,13 @@ class Journal:
         return _Thumbnails(self, hashes)
 
     def clear(self) -> None:
-        """Forgets its batches: they are committed. Another encoder's stay."""
+        """Forgets its batches: they are committed. Another encoder's stay.
+
+        A file that cannot be removed does no harm: the next journal finds it, and clears it.
+        """
         for path in self._batches:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         with suppress(OSError):  # it is not empty, or not there
             self.folder.rmdir()
         self._batches, self._X, self._at, self._open = [], [], {}, None
