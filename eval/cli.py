@@ -56,15 +56,14 @@ def evaluate(
             encoder = opened.encoder
             pictures = _test_pictures(data_dir, corrupted, seed) if store.meta.dataset == "CIFAR-10" else None
         except SparsightError as e:
-            click.echo(
-                f"left out, for {'want of the encoder' if encoder is None else 'want of pictures'}: {e}", err=True
-            )
+            missing = "encoder" if encoder is None else "pictures"
+            click.echo(f"left out, for want of the {missing}: {e}", err=True)
         report = measure(
             store, split=split, device=chosen, seed=seed, examples=examples, encoder=encoder, pictures=pictures
         )
-        ids = [e["id"] for kind in report["concepts"]["examples"].values() for e in kind]
+        ids = [example.id for example in (*report.examples.correct, *report.examples.wrong)]
         write_report(out, report, store.thumbnails(ids))
-    click.echo(json.dumps(report) if as_json else summary(report))
+    click.echo(json.dumps(report.to_dict()) if as_json else summary(report))
     click.echo(f"wrote {out / 'report.json'} and {out / 'index.html'}", err=True)
 
 

@@ -116,21 +116,9 @@ def by_name(concepts: list[dict]) -> dict[str, dict]:
     return {concept["name"]: concept for concept in concepts}
 
 
-@pytest.fixture(scope="module")
-def report(bundled_index, tmp_path_factory):
-    out = tmp_path_factory.mktemp("golden") / "report"
-    return measured(bundled_index, out)
-
-
-def measured(index: Path, out: Path) -> dict:
-    result = CliRunner().invoke(main, ["eval", "--index", str(index), "--out", str(out), "--corrupted", "0"])
-    assert result.exit_code == 0, result.output
-    return json.loads((out / "report.json").read_text())
-
-
 @pytest.mark.parametrize(("keys", "tolerance"), REPORT, ids=[".".join(keys) for keys, _ in REPORT])
-def test_figures_of_the_report_are_what_they_were(report, golden, keys, tolerance):
-    assert value_at(report, keys) == pytest.approx(value_at(golden["report"], keys), abs=tolerance)
+def test_figures_of_the_report_are_what_they_were(bundled_report, golden, keys, tolerance):
+    assert value_at(bundled_report.json, keys) == pytest.approx(value_at(golden["report"], keys), abs=tolerance)
 
 
 def value_at(tree: dict, keys: tuple[str, ...]) -> float:
@@ -140,9 +128,11 @@ def value_at(tree: dict, keys: tuple[str, ...]) -> float:
 
 
 if __name__ == "__main__":
+    from tests.conftest import report_on
+
     index, out = Path(sys.argv[1]), Path(sys.argv[2])
     kept: dict = {}
-    whole = measured(index, out)
+    whole = report_on(index, out).json
     for keys, _ in REPORT:
         node = kept
         for key in keys[:-1]:

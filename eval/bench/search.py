@@ -35,7 +35,7 @@ from eval.bench.search_data import (
     synthetic_codes,
     timed,
 )  # fmt: skip
-from eval.retrieval import overlap
+from eval.evaluators import recall
 from indexer.coding.dictionary import Dictionary
 from indexer.config import CoderConfig
 from indexer.store import Classes, Contents, Described, IndexMeta, Pictures, Store, write_store
@@ -102,7 +102,7 @@ def _ours(problem: Problem, postings: Postings, build_s: float) -> list[Row]:
         ids, _ = engine.search_many(S, K)
         each = (time.perf_counter() - start) / len(S) * 1e3
         row: Row = {"name": "sparsight batch, a query", "queries": kind, "n": problem.n, "median_ms": each}
-        rows.append(row | {RECALL: overlap(ids, problem.exact[kind])})
+        rows.append(row | {RECALL: recall(ids, problem.exact[kind])})
     return rows
 
 

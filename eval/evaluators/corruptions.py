@@ -1,4 +1,4 @@
-"""Pictures under corruption: four kinds at five severities, made on the fly.
+"""How right are both sides on corrupted pictures? Four kinds at five severities, made on the fly.
 
 Kinds and strengths are those of CIFAR-10-C (Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261).
 """
@@ -6,13 +6,14 @@ Kinds and strengths are those of CIFAR-10-C (Hendrycks & Dietterich 2019, https:
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
+
+from eval.evaluators.accuracy import predicted
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation, of the range 0 … 1
 BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)  # standard deviation of the Gaussian, pixels
@@ -51,6 +52,7 @@ KINDS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] =
     "jpeg": jpeg,
     "contrast": contrast,
 }
+CASES = (("none", 0), *((kind, severity) for kind in KINDS for severity in range(1, SEVERITIES + 1)))
 
 
 def corrupt(pixels: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.ndarray:
@@ -58,25 +60,51 @@ def corrupt(pixels: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.n
     return KINDS[kind](pixels, severity, np.random.default_rng((seed, severity)))
 
 
-def robustness(
+@dataclass(frozen=True)
+class Case:
+    """Accuracy by the embeddings and by their codes under one corruption; severity 1 … 5, or 0 for untouched."""
+
+    kind: str
+    severity: int
+    dense: float
+    sparse: float
+
+
+@dataclass(frozen=True)
+class Corruptions:
+    """n: pictures; rows: the untouched ones first, then each kind at each severity."""
+
+    n: int
+    rows: list[Case]
+
+    def means(self) -> list[tuple[str, float, float]]:
+        """(kind, dense, sparse) accuracy, each kind's mean over its severities."""
+        kinds = dict.fromkeys(case.kind for case in self.rows)
+        of_kind = {kind: [case for case in self.rows if case.kind == kind] for kind in kinds}
+        return [
+            (kind, sum(c.dense for c in cases) / len(cases), sum(c.sparse for c in cases) / len(cases))
+            for kind, cases in of_kind.items()
+        ]
+
+
+def judge_corrupted(
     pixels: np.ndarray,
     labels: np.ndarray,
     encode: Callable[[np.ndarray], np.ndarray],
     recode: Callable[[np.ndarray], np.ndarray],
     T: np.ndarray,
     seed: int = 0,
-) -> list[dict]:
-    """Dense and sparse accuracy for each kind and severity: rows of kind, severity (0: untouched), dense, sparse.
+) -> Corruptions:
+    """Dense and sparse accuracy for each of CASES.
 
-    pixels (n, h, w, 3) uint8, labels (n,) · encode: pictures → X · recode: X → what its codes give back · T (c, d).
+    pixels (n, h, w, 3) uint8, labels (n,). encode: pictures → X. recode: X → what its codes give back. T (c, d).
     """
-    cases = [("none", 0), *((kind, s) for kind in KINDS for s in range(1, SEVERITIES + 1))]
     rows = []
-    for kind, severity in tqdm(cases, desc="corruptions", unit="case", file=sys.stderr):
+    for kind, severity in CASES:
         X = encode(corrupt(pixels, kind, severity - 1, seed) if severity else pixels)
-        dense, sparse = ((A @ T.T).argmax(1) == labels for A in (X, recode(X)))
-        rows.append({"kind": kind, "severity": severity, "dense": float(dense.mean()), "sparse": float(sparse.mean())})
-    return rows
+        dense, sparse = (float((predicted(A, T) == labels).mean()) for A in (X, recode(X)))
+        rows.append(Case(kind, severity, dense, sparse))
+    return Corruptions(len(pixels), rows)
 
 
 def _to_uint8(x: np.ndarray) -> np.ndarray:

@@ -7,10 +7,6 @@ published figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
-
 QUERIES: tuple[tuple[str, str], ...] = (
     ("passenger jet", "airplane"),
     ("an aircraft taking off", "airplane"),
@@ -151,36 +147,3 @@ NOTHING: tuple[str, ...] = (
 DEVELOPMENT = (*QUERIES[::2], *((query, name) for name, queries in FURTHER.items() for query in queries))
 UNSEEN = QUERIES[1::2]
 NOTHING_DEVELOPMENT, NOTHING_UNSEEN = NOTHING[::2], NOTHING[1::2]
-
-
-def open_words(
-    embed: Callable[[Sequence[str]], np.ndarray], X: np.ndarray, R: np.ndarray, D: np.ndarray, groups: np.ndarray
-) -> dict:
-    """Precision@10 of the queries in both indexes, and how far they stand above words that mean nothing here.
-
-    embed: texts → (q, d) · X (n, d) embeddings, R (n, d) what their codes give back, D (m, d) the concepts,
-    groups (n,) class names. A text's *known* score is its cosine with the nearest concept; `separation` is the
-    probability that a query's is above a meaningless word's (the area under the ROC curve).
-    """
-    parts = {"development": (DEVELOPMENT, NOTHING_DEVELOPMENT), "unseen": (UNSEEN, NOTHING_UNSEEN)}
-    found: dict = {}
-    for part, (queries, nothing) in parts.items():
-        Q, Z = embed([q for q, _ in queries]), embed(nothing)
-        wanted = np.array([c for _, c in queries])
-        known, unknown = (Q @ D.T).max(1), (Z @ D.T).max(1)
-        found[part] = {
-            "queries": len(queries),
-            "precision_dense": float(_precisions(Q @ X.T, groups, wanted).mean()),
-            "precision_sparse": float(_precisions(Q @ R.T, groups, wanted).mean()),
-            "nothing": len(nothing),
-            "known_queries_median": float(np.median(known)),
-            "known_nothing_median": float(np.median(unknown)),
-            "separation": float((known[:, None] > unknown[None]).mean()),
-            "missed": [q for (q, _), p in zip(queries, _precisions(Q @ X.T, groups, wanted), strict=True) if p < 0.5],
-        }
-    return found
-
-
-def _precisions(scores: np.ndarray, groups: np.ndarray, wanted: np.ndarray, k: int = 10) -> np.ndarray:
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return (groups[top] == wanted[:, None]).mean(1)

@@ -1,0 +1,104 @@
+"""What does the penalty λ buy? Codes along a path of penalties, and codes made to the size of each baseline."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from scipy import sparse
+
+from eval.evaluators.memory import compact_bytes, compacted, csr_bytes
+from eval.evaluators.worth import Worth, reconstruct
+from indexer.coding.coder import Codes, encode_path, encode_sparse
+from indexer.config import CoderConfig
+
+SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.08, 0.05)
+MATCHED = 64  # bytes a picture of a baseline up to which codes are made to its size
+STEPS = 1000  # the penalties that `match_sizes` chooses from are multiples of 1 / STEPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point(Worth):
+    """Codes at one penalty.
+
+    l1: as a fraction of each picture's λ_max. nnz_mean: concepts a picture. bytes_per_image: in the compact layout;
+    csr_bytes_per_image: in CSR. max_relative_gap: the largest duality gap of a code, before least squares.
+    """
+
+    name: str
+    l1: float
+    nnz_mean: float
+    bytes_per_image: float
+    csr_bytes_per_image: float
+    max_relative_gap: float
+
+
+def sweep_penalties(
+    X: np.ndarray, D: np.ndarray, judge: Callable[[np.ndarray], Worth], coder: CoderConfig, device: str = "cpu"
+) -> list[Point]:
+    """Codes X (n, d) over D (m, d) at each relative penalty of SWEEP and judges what the codes give back.
+
+    The penalties fall, so that each code starts from the one before.
+    """
+    path = encode_path(X, D, SWEEP, replace(coder, relative=True), device=device)
+    return [
+        point(f"sparse, l1 {l1:g}", l1, codes, judge(reconstruct(codes.W, D)))
+        for l1, codes in zip(SWEEP, path, strict=True)
+    ]
+
+
+def match_sizes(
+    X: np.ndarray,
+    D: np.ndarray,
+    judge: Callable[[np.ndarray], Worth],
+    coder: CoderConfig,
+    sizes: Sequence[float],
+    device: str = "cpu",
+) -> list[Point]:
+    """Codes X (n, d) over D (m, d) to each of `sizes`, bytes a picture, that is not above MATCHED.
+
+    For each size it takes the smallest relative penalty, in steps of 1 / STEPS, whose codes keep within it in the
+    compact layout, and judges what that layout gives back. No label takes part in the choice. A size in which even
+    the largest penalty does not fit is left out.
+    """
+    relative = replace(coder, relative=True)
+
+    @cache
+    def plain_bytes(step: int) -> int:
+        """Of the l1 codes as they are; the sizes share what was counted."""
+        return compact_bytes(encode_sparse(X, D, replace(relative, l1=step / STEPS, refit=False), device=device).W)
+
+    def coded(step: int) -> Codes:
+        return encode_sparse(X, D, replace(relative, l1=step / STEPS), device=device)
+
+    points = []
+    for size in sorted({s for s in sizes if s <= MATCHED}):
+        room = size * len(X)
+        step = bisect_left(range(STEPS), True, lo=1, key=lambda k: plain_bytes(k) <= room)
+        if step == STEPS:
+            continue
+        codes = coded(step)
+        # Least squares drops a few concepts, so that the next smaller penalty may fit as well.
+        while coder.refit and step > 1 and compact_bytes((smaller := coded(step - 1)).W) <= room:
+            step, codes = step - 1, smaller
+        worth = judge(reconstruct(compacted(codes.W), D))
+        points.append(point(f"sparse within {size:g} bytes", step / STEPS, codes, worth))
+    return points
+
+
+def point(name: str, l1: float, codes: Codes, worth: Worth) -> Point:
+    """The figures of codes that were made at the relative penalty l1, and what they were judged to be worth."""
+    W: sparse.csr_matrix = codes.W
+    n = W.shape[0]
+    return Point(
+        name=name,
+        l1=l1,
+        nnz_mean=W.nnz / n,
+        bytes_per_image=compact_bytes(W) / n,
+        csr_bytes_per_image=csr_bytes(W) / n,
+        max_relative_gap=float(codes.gap.max()),
+        **vars(worth),
+    )
