@@ -130,7 +130,7 @@ def evaluate(
 
     Raises `SparsightError` where there are fewer than two labelled pictures.
     """
-    s = read_subject(store, split)
+    s = read_subject(store, split, seed)
     coder, R = s.meta.coder, reconstruct(s.W, s.D)
     judge = Judge(s.X, s.T, s.labels, s.terms)
     by_dense, by_sparse = predicted(s.X, s.T), predicted(R, s.T)

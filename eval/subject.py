@@ -10,10 +10,12 @@ import numpy as np
 from scipy import sparse
 
 from eval.evaluators import Picture
-from indexer.store import Concept, ImageRow, IndexMeta, Store
+from indexer.store import Concept, IndexMeta, Store
 from training.errors import SparsightError
 
 ALL = "all labelled"  # in place of a split's name
+MOST_JUDGED = 20_000  # pictures: to compare each with all others costs their square
+MOST_OUTSIDE = 50_000  # pictures that quantisers learn from
 ENOUGH = 10_000  # pictures outside the split from which the quantisers are trained on those
 
 
@@ -72,26 +74,29 @@ class Subject:
         return self.outside if len(self.outside) >= ENOUGH else self.X
 
 
-def read_subject(store: Store, split: str | None = None) -> Subject:
+def read_subject(store: Store, split: str | None = None, seed: int = 0) -> Subject:
     """Reads the labelled pictures of a split: without one, of the split "test", or all where it holds none.
 
-    Raises `SparsightError` where there are fewer than two.
+    Of more than MOST_JUDGED pictures so many are drawn at random, and of the others at most MOST_OUTSIDE, so that a
+    report takes no more memory over a larger index. Raises `SparsightError` where there are fewer than two.
     """
-    rows, known = store.images(), store.classes()
+    known = store.classes()
     classes = list(known.names)
-    split, chosen = judged(rows, classes, split)
+    split, chosen = judged(store, classes, split)
     if len(chosen) < 2:
         of_split = "" if split == ALL else f" of the split {split!r}"
         raise SparsightError(
             f"{store.folder} holds {len(chosen)} labelled picture(s){of_split}, too few for a report; class folders "
             "give labels: `sparsight index PATH --labels folders`"
         )
-    X_all, W_all = store.embeddings(), store.codes()
-    mine = [rows[i] for i in chosen]
+    others = np.setdiff1d(np.arange(len(store)), chosen)
+    chosen, others = drawn(chosen, MOST_JUDGED, seed), drawn(others, MOST_OUTSIDE, seed)
+    W_all = store.codes()
+    mine = store.images(store.image_ids[chosen].tolist())
     return Subject(
         meta=store.meta,
         split=split,
-        X=X_all[chosen],
+        X=store.embeddings(chosen),
         W=W_all[chosen],
         D=store.dictionary(),
         T=known.T,
@@ -100,14 +105,25 @@ def read_subject(store: Store, split: str | None = None) -> Subject:
         classes=classes,
         concepts=store.concepts(),
         pictures=[Picture(row.image_id, row.path, row.label, row.term) for row in mine],
-        outside=X_all[np.setdiff1d(np.arange(len(rows)), chosen)],
+        outside=store.embeddings(others),
         W_all=W_all,
         disk=store.disk_bytes(),
     )
 
 
-def judged(rows: Sequence[ImageRow], classes: Sequence[str], split: str | None) -> tuple[str, np.ndarray]:
-    """The split to judge by, and the places of its pictures whose label is one of the classes."""
-    labelled = np.array([i for i, row in enumerate(rows) if row.label in classes], np.int64)
-    of_split = np.array([i for i in labelled if rows[i].split == (split or "test")], np.int64)
+def judged(store: Store, classes: Sequence[str], split: str | None) -> tuple[str, np.ndarray]:
+    """The split to judge by, and the places (k,) of its pictures whose label is one of the classes."""
+    places = "SELECT row_number() OVER (ORDER BY image_id) - 1 AS place, split, label FROM images"
+    sql = (
+        f"SELECT place, coalesce(split = ?, false) AS mine FROM ({places}) WHERE label IN (SELECT unnest(?::VARCHAR[]))"
+    )
+    found = store.columns(f"{sql} ORDER BY place", [split or "test", list(classes)])
+    labelled, of_split = found["place"].astype(np.int64), found["place"][found["mine"]].astype(np.int64)
     return (split or "test", of_split) if split or len(of_split) else (ALL, labelled)
+
+
+def drawn(places: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most so many of some places, drawn at random, in their order."""
+    if len(places) <= most:
+        return places
+    return np.sort(np.random.default_rng(seed).choice(places, most, replace=False))

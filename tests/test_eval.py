@@ -35,8 +35,10 @@ from eval.evaluators.memory import compact_bytes, csr_bytes
 from eval.evaluators.open_words import words_found
 from eval.evaluators.retrieval import largest
 from eval.report.page import page
+from eval.subject import drawn, read_subject
 from indexer.coding.coder import encode_sparse
 from indexer.config import CoderConfig
+from indexer.store import Store
 from training.encoders import load_test_embeddings, open_encoder
 
 
@@ -312,3 +314,24 @@ def test_a_report_shows_its_pictures(run, small_index, tmp_path):
     assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/jpeg;base64" in (tmp_path / "index.html").read_text()
     assert json.loads((tmp_path / "report.json").read_text())["dataset"]["n"] == 50
+
+
+def test_of_many_pictures_so_many_are_drawn_in_their_order():
+    places = np.arange(100) * 3
+    some = drawn(places, 10, seed=0)
+    assert len(set(some.tolist())) == 10
+    assert (np.diff(some) > 0).all()
+    assert np.isin(some, places).all()
+    assert drawn(places, 10, seed=0).tolist() == some.tolist() != drawn(places, 10, seed=1).tolist()
+    assert drawn(places, 100, seed=0) is places
+
+
+def test_a_report_on_a_large_index_reads_a_sample(bundled_index, monkeypatch):
+    monkeypatch.setattr("eval.subject.MOST_JUDGED", 500)
+    with Store(bundled_index) as store:
+        subject = read_subject(store)
+        rows = {row.image_id: row for row in store.images()}
+    assert len(subject.X) == subject.W.shape[0] == len(subject.labels) == 500
+    for picture, label in zip(subject.pictures, subject.labels, strict=True):
+        assert rows[picture.id].label == picture.label == subject.classes[label]
+        assert rows[picture.id].split == "test"
