@@ -24,7 +24,7 @@ from indexer.store.dense import (
     save_dense,
 )
 from indexer.store.vectors import Vectors, write_vectors
-from search.engine import top_k
+from search.ranking import top_k
 from training.errors import CallError
 
 FACTORIES = ["HNSW8", "IVF4,Flat", "SQ8"]
