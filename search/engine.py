@@ -126,7 +126,8 @@ class Engine:
 
     def _hits(self, ids: list[int], scores: list[float], s: np.ndarray) -> list[Hit]:
         """Hits in the order given; s (m,): the score of each concept."""
-        found = zip(self.store.images(ids), scores, self.store.codes_of(ids), strict=True)
+        codes = self.inverted.codes_of(ids) if "inverted" in self.__dict__ else None
+        found = zip(self.store.images(ids), scores, codes or self.store.codes_of(ids), strict=True)
         return [
             Hit(rank, row.image_id, float(score), row.path, row.label, contributions(Code(*code), s, self.names))
             for rank, (row, score, code) in enumerate(found, 1)

@@ -15,6 +15,7 @@ A query is a score s_j for each concept; a picture's score is Σ_j w_ij s_j. Not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -123,6 +124,21 @@ class Inverted:
         _, ids, codes = p.lists(np.arange(len(p.concept)))
         indptr = np.concatenate([[0], np.cumsum(p.sizes)])
         return sparse.csr_matrix((codes.astype(np.float64), ids, indptr), shape=(len(p.concept), p.n))
+
+    def codes_of(self, ids: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """The concept ids, ascending, and the weights of some pictures, where a query has made the rows by picture."""
+        if "_rows" not in self.__dict__:
+            return None
+        rows = self._rows
+        spans = [slice(rows.starts[i], rows.starts[i + 1]) for i in ids]
+        return [(rows.concepts[at], rows.weights[at] * self._steps[rows.concepts[at]]) for at in spans]
+
+    @cached_property
+    def _steps(self) -> np.ndarray:
+        """(m,) float32: the step of each concept's weights."""
+        steps = np.zeros(self.postings.m, np.float32)
+        steps[self.postings.concept] = self.postings.step
+        return steps
 
     def _scan(self, tiers: np.ndarray, units: np.ndarray, k: int) -> kernels.Totals:
         """Answers a query picture by picture."""

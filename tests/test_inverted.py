@@ -301,3 +301,15 @@ def test_the_bench_agrees_with_the_float_product(capsys):
     assert {c["claim"]: c["met"] for c in claims(rows)}["recall@10 of the float32 product"] == (
         next(r["recall@10"] for r in rows if r["name"] == "sparsight exact" and r["queries"] == "frequent") >= 0.995
     )
+
+
+def test_codes_by_picture_are_those_of_the_postings():
+    W = random_codes(np.random.default_rng(3), 300, 40, 0.2, 300)
+    p = packed(W)
+    engine = Inverted(p, patience=0)
+    assert engine.codes_of([0]) is None  # no query has made the rows yet
+    engine._rows  # noqa: B018
+    found, concepts, weights = p.rows(np.arange(300))
+    for i, (ids, values) in enumerate(engine.codes_of(range(300))):
+        np.testing.assert_array_equal(ids, concepts[found == i])
+        np.testing.assert_array_equal(values, weights[found == i])

@@ -48,7 +48,7 @@ class FlatIndex:
         Q = np.ascontiguousarray(Q, np.float32)
         best: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.float32), np.zeros(0, np.int64)) for _ in Q]
         for start, rows in self._vectors.scan():
-            S = Q @ rows.T
+            S = (rows @ Q.T).T  # (q, b)
             ids = np.arange(start, start + len(rows)) if self._ids is None else self._ids[start : start + len(rows)]
             for i, scores in enumerate(S):
                 held, of = best[i]
