@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import duckdb
 import numpy as np
@@ -19,6 +20,7 @@ from indexer.exchange.tables import EXPORT, EXPORTED, FORMATS, NEW_IN_2, READABL
 from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
 from indexer.store.database import open_database, quoted, told_as
 from indexer.store.meta import DERIVED, MetaError, count_of, parse_meta
+from indexer.store.schema import FORMAT
 from training.encoders import Means
 from training.errors import SparsightError
 
@@ -77,10 +79,15 @@ def _take(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
         if table == "meta":
             version = str(dict(con.execute("SELECT key, value FROM store.meta").fetchall()).get("format"))
             if version not in EARLIER:
-                known = "it is the present one" if version == "4" else f"{', '.join(EARLIER)} can be taken over"
+                known = "it is the present one" if version == str(FORMAT) else f"{', '.join(EARLIER)} can be taken over"
                 raise SparsightError(f"{source} is an index of format {version}: {known}; export it, and import that")
         file = EARLIER_SOURCES.get(table, f"store.{table}")
-        _create(con, path, table, file, dict.fromkeys(c.name for c in EXPORTED[table]), earlier=True)
+        _create(con, path, table, file)
+        if table == "codes":
+            sql = "SELECT (SELECT value FROM meta WHERE key = 'nnz'), (SELECT count(*)::VARCHAR FROM codes)"
+            said, counted = con.execute(sql).fetchall()[0]
+            if said != counted:
+                raise SparsightError(f"{source}: meta says nnz = {said}, there are {counted} codes; build it anew")
     return True
 
 
@@ -99,7 +106,7 @@ def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
     with _reading(path):
         if format == "parquet":
             file = f"read_parquet({files}, hive_partitioning = false)"
-            _create(con, path, table, file, {})
+            _create(con, path, table, file)
         else:
             text = {"FLOAT": "VARCHAR", "BLOB": "VARCHAR"}  # "nan"; base64
             columns = ", ".join(f"{c}: '{text.get(kind, kind)}'" for c, kind in wanted.items())
@@ -115,12 +122,11 @@ def _create(
     path: Path,
     table: str,
     source: str,
-    taken: dict[str, str | None],
-    missing: set[str] = frozenset(),  # type: ignore[assignment]
-    *,
-    earlier: bool = False,
+    taken: Mapping[str, str] = MappingProxyType({}),
+    missing: Container[str] = (),
 ) -> None:
-    """Makes a table of what a source holds, once its columns and types are found right."""
+    """Makes a table of what a source holds, once its columns and types are found right; taken: SQL for a column that is
+    held as another type; missing: columns that the source is only thought to have."""
     rows = con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
     found = {str(name): str(kind) for name, kind, *_ in rows if name not in missing}
     chosen = []
@@ -133,7 +139,7 @@ def _create(
         is_text = source.startswith("read_json") and c.type in ("FLOAT", "BLOB")
         if not is_text and not re.fullmatch(ACCEPTED.get(c.type, re.escape(c.type)), found[c.name]):
             raise SparsightError(f"{path}: column {c.name} is {found[c.name]}, it must be {c.type}")
-        chosen.append(f"({taken.get(c.name) or c.name})::{c.type} AS {c.name}")
+        chosen.append(f"({taken.get(c.name, c.name)})::{c.type} AS {c.name}")
     con.execute(f"CREATE TABLE {table} AS SELECT {', '.join(chosen)} FROM {source}")
     for c in EXPORTED[table]:
         if not c.nullable:
@@ -214,8 +220,6 @@ def _contents(con: duckdb.DuckDBPyConnection, source: Path, tables: set[str]) ->
         found = con.execute("SELECT image_id, concept_id, weight FROM codes WHERE weight > 0").fetchnumpy()
         places = np.searchsorted(ids, found["image_id"]), found["concept_id"]
         W = sparse.csr_matrix((found["weight"].astype(np.float32), places), shape=(len(X), len(D)))
-        if (source / DATABASE).is_file() and rows.get("nnz") != str(W.nnz):
-            raise SparsightError(f"{source}: meta says nnz = {rows.get('nnz')}, there are {W.nnz}; build it anew")
     else:
         codes = encode_sparse(X, D, meta.coder)
         W, l1, gap = codes.W, codes.l1, codes.gap

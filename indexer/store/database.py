@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from indexer.store.schema import FORMAT
 from training.errors import SparsightError
 
 DATABASE = "index.duckdb"
@@ -80,6 +81,19 @@ def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     return con
 
 
+def read_meta_rows(con: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, str]:
+    """The rows of the table `meta`; raises `SparsightError` where it cannot be read, or is of another format."""
+    path = folder / DATABASE
+    with told_as(lambda reason: f"{path} is not a readable index: {reason}; {HINT}"):
+        rows = {str(k): str(v) for k, v in con.execute("SELECT key, value FROM meta").fetchall()}
+    if (version := rows.get("format", "missing")) != str(FORMAT):
+        hint = "rebuild it"
+        if version in ("2", "3"):
+            hint = "carry it over into a new folder: `sparsight import OLD --index NEW`, or build it anew"
+        raise SparsightError(f"{path} has format {version[:40]}, this sparsight reads {FORMAT}; {hint}")
+    return rows
+
+
 @contextmanager
 def writable(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that writes a database in one transaction; after it all is in that one file, no log is left."""
@@ -121,6 +135,16 @@ def insert(
     con.register("incoming", arrays)
     con.execute(f"INSERT INTO {table} SELECT {', '.join(chosen)} FROM incoming")
     con.unregister("incoming")
+
+
+def stacked(column: np.ndarray, d: int) -> np.ndarray:
+    """A column of FLOAT[d] as rows (n, d)."""
+    return np.stack(list(column)).astype(np.float32) if len(column) else np.zeros((0, d), np.float32)
+
+
+def ids_table(name: str) -> str:
+    """SQL for ids as a table, bound as one list: a join with it reads only the row groups that hold one of them."""
+    return f"(SELECT unnest(?::INTEGER[]) AS {name})"
 
 
 def _objects(values: Sequence) -> np.ndarray:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.store.database import DATABASE, HINT, open_database
+from indexer.store.database import HINT, open_database, read_meta_rows
 from indexer.store.meta import COUNTS, MOST, MetaError, count_of, parse_meta
-from indexer.store.reader import Store, read_meta_rows, upgrade
-from indexer.store.schema import FORMAT
+from indexer.store.reader import Store
 from indexer.store.vectors import DamagedVectors, Vectors, block_rows
 from training.errors import SparsightError
 
@@ -23,11 +22,9 @@ def open_leniently(folder: Path) -> tuple[Store, list[str]]:
     """
     con = open_database(folder)
     try:
-        rows = dict(read_meta_rows(con, folder))
+        rows = read_meta_rows(con, folder)
     finally:
         con.close()
-    if (version := rows.get("format", "missing")) != str(FORMAT):
-        raise SparsightError(f"{folder / DATABASE} has format {version[:40]}, not {FORMAT}; {upgrade(version)}")
     stated = {key: rows.get(key) for key in COUNTS}
     rows |= {key: text if text and _is_count(key, text) else "0" for key, text in stated.items()}
     try:

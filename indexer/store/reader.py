@@ -7,20 +7,28 @@ database is replaced, never changed, and of the files beside it only what that d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-import duckdb
 import numpy as np
 from scipy import sparse
 
 from indexer.store.contents import Classes, Concept, ImageRow, Skip
-from indexer.store.database import DATABASE, HINT, inode, open_database, told_as
+from indexer.store.database import (
+    DATABASE,
+    HINT,
+    ids_table,
+    inode,
+    open_database,
+    read_meta_rows,
+    stacked,
+    told_as,
+)
 from indexer.store.meta import IndexMeta, MetaError, parse_meta
 from indexer.store.postings import Postings
-from indexer.store.schema import FORMAT, TABLES
+from indexer.store.schema import TABLES
 from indexer.store.thumbnails import Place, Thumbnails
 from indexer.store.vectors import DamagedVectors, Vectors
 from training.encoders import Means, TextEncoder
@@ -57,12 +65,8 @@ class Store:
                     raise
 
     def _read_meta(self) -> IndexMeta:
-        rows = read_meta_rows(self.con, self.folder)
-        if (version := rows.get("format", "missing")) != str(FORMAT):
-            path = self.folder / DATABASE
-            raise SparsightError(f"{path} has format {version[:40]}, this sparsight reads {FORMAT}; {upgrade(version)}")
         try:
-            return parse_meta(rows)
+            return parse_meta(read_meta_rows(self.con, self.folder))
         except MetaError as e:
             raise self.damaged(f"in its meta data, {e}") from e
 
@@ -162,8 +166,7 @@ class Store:
     def _of_pictures(self, columns: str, image_ids: Sequence[int]) -> list[tuple]:
         """Columns of `images`, the id first, in the order asked for; each picture must be there."""
         sql = f"SELECT {columns} FROM images JOIN {ids_table('image_id')} USING (image_id)"
-        found = self.rows(sql, [list(image_ids)])
-        by_id = {row[0]: row for row in found}
+        by_id = {row[0]: row for row in self.rows(sql, [list(image_ids)])}
         if missing := [i for i in image_ids if i not in by_id]:
             raise self.damaged(f"it has no picture {missing[0]}")
         return [by_id[i] for i in image_ids]
@@ -268,12 +271,12 @@ class Store:
 
     def thumbnails(self, image_ids: Sequence[int]) -> dict[int, bytes]:
         """JPEG bytes by image id; pictures without one are left out."""
-        places = self.thumbnail_places(image_ids)
-        found = {i: self.read_thumbnail(place) for i, place in places.items()}
-        for image_id, jpeg in found.items():
-            if jpeg is None:
+        found: dict[int, bytes] = {}
+        for image_id, place in self.thumbnail_places(image_ids).items():
+            if (jpeg := self.read_thumbnail(place)) is None:
                 raise self.damaged(f"the thumbnail of picture {image_id} is not the one that was written")
-        return {i: jpeg for i, jpeg in found.items() if jpeg is not None}
+            found[image_id] = jpeg
+        return found
 
     def thumbnail_places(self, image_ids: Sequence[int]) -> dict[int, Place]:
         """Where in the thumbnails' file some pictures' lie."""
@@ -396,26 +399,3 @@ class Store:
             info = self.rows(f"SELECT DISTINCT block_id FROM pragma_storage_info('{table}') WHERE block_id >= 0")
             files[f"{DATABASE}:{table}"] = len(info) * int(block)
         return files
-
-
-def read_meta_rows(con: duckdb.DuckDBPyConnection, folder: Path) -> Mapping[str, str]:
-    """The rows of the table `meta`; raises `SparsightError` where it cannot be read."""
-    with told_as(lambda reason: f"{folder / DATABASE} is not a readable index: {reason}; {HINT}"):
-        return {str(k): str(v) for k, v in con.execute("SELECT key, value FROM meta").fetchall()}
-
-
-def upgrade(version: str) -> str:
-    """What to do with an index of another format."""
-    if version in ("2", "3"):
-        return "carry it over into a new folder: `sparsight import OLD --index NEW`, or build it anew"
-    return "rebuild it"
-
-
-def ids_table(name: str) -> str:
-    """SQL for ids as a table, bound as one list: a join with it reads only the row groups that hold one of them."""
-    return f"(SELECT unnest(?::INTEGER[]) AS {name})"
-
-
-def stacked(column: np.ndarray, d: int) -> np.ndarray:
-    """A column of FLOAT[d] as rows (n, d)."""
-    return np.stack(list(column)).astype(np.float32) if len(column) else np.zeros((0, d), np.float32)

@@ -27,6 +27,7 @@ from indexer.store.database import (
     HINT,
     STORAGE_VERSION,
     first_line,
+    ids_table,
     inode,
     insert,
     quoted,
@@ -35,7 +36,7 @@ from indexer.store.database import (
 )
 from indexer.store.meta import IndexMeta
 from indexer.store.postings import Postings, pack_codes
-from indexer.store.reader import Store, ids_table
+from indexer.store.reader import Store
 from indexer.store.schema import create_statements
 from indexer.store.thumbnails import CASTS, Places, append_thumbnails, write_thumbnails
 from indexer.store.vectors import DamagedVectors, RowSource, Vectors, append_vectors, block_rows, write_vectors
