@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from indexer.add import add_pictures
-from indexer.change import file_exists, remove_pictures
 from PIL import Image
 
 from indexer.build import index_folder
 from indexer.config import IndexConfig
-from indexer.store import DATABASE, Store
-from indexer.store.dense import FILE, cached_dense
+from indexer.pictures import folders
+from indexer.store import DATABASE, ImageRow, Store
+from indexer.store.database import writable
+from indexer.store.dense import cached_dense
 from indexer.store.journal import FOLDER, Journal
+from indexer.update import add_pictures, compact, file_exists, plan_add, plan_removal, remove_pictures
 from search.index import Index
 from training.encoders import open_encoder
-from training.errors import CallError, SparsightError
+from training.errors import SparsightError
 from training.files import path_text
+
+ticks = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +63,27 @@ def paint(root: Path, pictures, i: int, name: str | None = None) -> Path:
 
 
 def state(index: Path) -> dict[str, tuple]:
-    """Path → hash, label, vector and code of every picture."""
+    """Path → hash, label, vector, code and thumbnail of every picture."""
     with Store(index) as store:
-        X, W, rows, known = store.embeddings(), store.codes(), store.images(), store.known_files()
-        assert [r["image_id"] for r in rows] == store.image_ids.tolist()
+        X, W, rows, ids = store.embeddings(), store.codes(), store.images(), store.image_ids.tolist()
+        thumbnails = store.thumbnails(ids)
+        assert [row.image_id for row in rows] == ids
         assert [c.images for c in store.concepts()] == np.diff(W.tocsc().indptr).tolist()
-        assert cached_dense(store).ntotal == len(store) == len(rows) == len(store.thumbnails(store.image_ids.tolist()))
-    return {r["path"]: (known[r["path"]][1], r["label"], X[i], W[i].toarray()[0]) for i, r in enumerate(rows)}
+        assert len(store.vectors) == len(store) + store.meta.dead
+        found = zip(rows, X, W.toarray(), strict=True)
+        return {row.path: (row.content_hash, row.label, x, w, thumbnails[row.image_id]) for row, x, w in found}
+
+
+def images(index: Path) -> dict[str, ImageRow]:
+    """The rows of an index's pictures, by path."""
+    with Store(index) as store:
+        return {row.path: row for row in store.images()}
+
+
+def age(*paths: Path) -> None:
+    """Makes files as old as an index trusts their time of change to be."""
+    for path in paths:
+        os.utime(path, (1_600_000_000, 1_600_000_000 + next(ticks)))
 
 
 def assert_same(a: dict[str, tuple], b: dict[str, tuple]) -> None:
@@ -69,6 +92,7 @@ def assert_same(a: dict[str, tuple], b: dict[str, tuple]) -> None:
         assert a[path][:2] == b[path][:2]
         np.testing.assert_allclose(a[path][2], b[path][2], atol=1e-5)
         np.testing.assert_allclose(a[path][3], b[path][3], atol=1e-3)
+        assert a[path][4] == b[path][4]
 
 
 def test_adding_ends_where_building_would(folder, index, encoder, pictures, tmp_path):
@@ -77,14 +101,13 @@ def test_adding_ends_where_building_would(folder, index, encoder, pictures, tmp_
     done = add_pictures(index, [folder], encoder)
     assert len(done.plan.added) == 10
     assert len(done.plan.unchanged) == 20
-    assert done.ids == list(range(20, 30))
+    assert list(done.ids) == list(range(20, 30))
     index_folder(tmp_path / "whole", folder, encoder, IndexConfig(), labels=True)
     assert_same(state(index), state(tmp_path / "whole"))
 
 
 def test_what_is_known_changed_moved_doubled_or_damaged(run, folder, index, small_encoder_dir, pictures):
-    with Store(index) as store:
-        before = store.known_files()
+    before = images(index)
     files = sorted(p for p in folder.rglob("*.png"))
     shutil.copy(files[0], folder / "copy.png")
     files[1].rename(files[1].with_name("moved.png"))
@@ -97,8 +120,8 @@ def test_what_is_known_changed_moved_doubled_or_damaged(run, folder, index, smal
     }
     assert {s: len(xs) for s, xs in by_status.items()} == dict.fromkeys(by_status, 1)
     assert by_status["duplicate"][0] == {"path": str(folder / "copy.png"), "status": "duplicate", "of": str(files[0])}
-    assert by_status["moved"][0]["id"] == before[str(files[1])][0]
-    assert by_status["changed"][0]["id"] not in [i for i, _ in before.values()]
+    assert by_status["moved"][0]["id"] == before[str(files[1])].image_id
+    assert by_status["changed"][0]["id"] not in [row.image_id for row in before.values()]
     now = state(index)
     assert now.keys() == before.keys() - {str(files[1])} | {
         lines[0]["path"],
@@ -107,17 +130,21 @@ def test_what_is_known_changed_moved_doubled_or_damaged(run, folder, index, smal
     }
     assert now[str(folder / "fresh class/41.png")][1] == "fresh class"
     with Store(index) as store:
-        assert "fresh class" in store.classes()[0]
+        assert "fresh class" in store.classes().names
         assert store.skipped() == [(str(folder / "bad.png"), by_status["skipped"][0]["reason"])]
-        generation = store.meta["generation"]
+        generation = store.meta.generation
+    age(*folder.rglob("*.png"))
+    run("add", folder, "--index", index)  # notes the time of change, and is a generation
     again = run("add", folder, "--index", index)
     assert again.stdout.endswith("0 added, 0 changed, 0 moved, 1 duplicates, 21 unchanged, 1 skipped; 21 pictures\n")
     with Store(index) as store:
-        assert store.meta["generation"] == generation  # nothing to do is nothing done
+        assert store.meta.generation == generation + 1  # nothing to do is nothing done
 
 
 def test_swapped_files_keep_their_pictures(folder, index, encoder):
     a, b = sorted(folder.rglob("*.png"))[:2]
+    age(a, b)
+    add_pictures(index, [folder], encoder)
     before = state(index)
     a.rename(folder / "c"), b.rename(a), (folder / "c").rename(b)
     done = add_pictures(index, [a, b], encoder)
@@ -132,9 +159,9 @@ def test_removing_by_id_path_and_folder(run, folder, index):
     some = sorted(folder.rglob("*.png"))
     class_folder = some[-1].parent
     assert run("remove", "0", some[3], class_folder, "--index", index).stdout.startswith(f"{index}: ")
-    with Store(index) as store:
-        gone = before.keys() - store.known_files().keys()
-        assert 0 not in store.image_ids
+    now = images(index)
+    gone = before.keys() - now.keys()
+    assert 0 not in [row.image_id for row in now.values()]
     assert str(some[3]) in gone
     assert {str(p) for p in class_folder.iterdir()} <= gone
     assert_same(state(index), {p: v for p, v in before.items() if p not in gone})
@@ -143,7 +170,7 @@ def test_removing_by_id_path_and_folder(run, folder, index):
 def test_ids_are_given_once(run, folder, index, encoder, pictures):
     remove_pictures(index, ["19", "3"])
     added = add_pictures(index, [paint(folder, pictures, 50)], encoder)
-    assert added.ids == [20]
+    assert list(added.ids) == [20]
     assert (
         "3 in the index (that one was removed): ids run from 0 to 20"
         in run("explain", "3", "--index", index, code=2).stderr
@@ -174,16 +201,114 @@ def test_removing_nothing_that_is_there_removes_nothing(run, index):
     assert (index / DATABASE).read_bytes() == before
 
 
-def test_missing_files_are_removed_but_not_with_their_drive(run, folder, index):
-    odd = folder / os.fsdecode(b"caf\xe9 \\x41.png")
-    shutil.copy(sorted(folder.rglob("*.png"))[0], odd)
-    assert file_exists(path_text(odd))
-    files = sorted(folder.rglob("*/*.png"))
-    files[5].unlink()
-    assert run("remove", "--missing", "--index", index).stdout == f"{index}: 1 removed\n"
+@pytest.fixture(scope="module")
+def many(light_index, tmp_path_factory):
+    """Makes an index of 100 pictures whose paths are those given, below a new folder, and an empty file at each."""
+    hundred = tmp_path_factory.mktemp("hundred") / "index"
+    shutil.copytree(light_index, hundred)
+    remove_pictures(hundred, [str(i) for i in range(100, 150)])
+
+    def make(names: list[str]) -> tuple[Path, Path]:
+        top = tmp_path_factory.mktemp("many")
+        shutil.copytree(hundred, top / "index")
+        with writable(top / "index" / DATABASE) as con:
+            for image_id, name in enumerate(names):
+                con.execute("UPDATE images SET path = ? WHERE image_id = ?", [str(top / name), image_id])
+        for name in names:
+            (top / name).parent.mkdir(parents=True, exist_ok=True)
+            (top / name).touch()
+        return top / "index", top
+
+    return make
+
+
+def below(**numbers: int) -> list[str]:
+    """So many files in each folder; a double underscore is a folder in a folder."""
+    return [f"{folder.replace('__', '/')}/{i}.png" for folder, n in numbers.items() for i in range(n)]
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "the folder above it"])
+@pytest.mark.parametrize("share", [5, 90])
+def test_a_drive_that_is_not_there_removes_nothing(run, many, left, share):
+    index, top = many(below(drives__usb__photos=share, home=100 - share))
+    if left == "the folder above it":
+        (top / "drives" / "other").mkdir()  # another drive, without pictures of the index
+    shutil.rmtree(top / "drives" / "usb")
+    if left == "an empty folder":
+        (top / "drives" / "usb").mkdir()
+    elif left == "nothing":
+        shutil.rmtree(top / "drives")
+    before = (index / DATABASE).read_bytes()
+    refused = run("remove", "--missing", "--index", index, code=1).stderr
+    assert "all pictures in" in refused
+    assert "usb" in refused
+    assert "is their drive mounted?" in refused
+    planned = run("remove", "--missing", "--dry-run", "--json", "--index", index).stdout.splitlines()
+    assert (index / DATABASE).read_bytes() == before
+    assert len(planned) == share
+    done = run("remove", "--missing", "--yes", "--json", "--index", index).stdout
+    assert done.replace("removed", "would be removed").splitlines() == planned
+    assert {Path(path).parent.name for path in images(index)} == {"home"}
+
+
+def test_more_than_a_tenth_is_asked_for_and_a_tenth_is_not(run, many):
+    index, top = many(below(one=50, two=50))
+    before = (index / DATABASE).read_bytes()
+    for i in range(11):
+        (top / "one" / f"{i}.png").unlink()
+    assert "11 of 100 files are gone" in run("remove", "--missing", "--index", index, code=1).stderr
+    assert "11 of 100 files are gone" in run("remove", "99", "--missing", "--index", index, code=1).stderr
+    assert (index / DATABASE).read_bytes() == before, "nothing is removed where one part is refused"
+    (top / "one" / "0.png").touch()
+    assert run("remove", "--missing", "--index", index).stdout == f"{index}: 10 removed\n"
+
+
+def test_all_files_gone_are_a_drive_that_is_gone(run, folder, index):
     folder.rename(folder.with_name("elsewhere"))
     assert "is their drive mounted?" in run("remove", "--missing", "--index", index, code=1).stderr
-    assert len(state(index)) == 19
+    assert len(state(index)) == 20
+    assert plan_removal(index, [], missing=True) == remove_pictures(index, [], missing=True, sure=True)
+    assert state(index) == {}
+
+
+def test_a_folder_of_which_some_pictures_stay_is_no_drive(run, many):
+    index, top = many(below(small=4, large=96))
+    for i in range(3):
+        (top / "small" / f"{i}.png").unlink()
+    assert run("remove", "--missing", "--index", index).stdout == f"{index}: 3 removed\n"
+    (top / "small" / "3.png").unlink()
+    (top / "small" / "notes.txt").touch()
+    assert run("remove", "--missing", "--index", index).stdout == f"{index}: 1 removed\n"
+
+
+def test_only_what_is_known_to_be_gone_is_missing(tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9 \\x41.png")
+    odd.touch()
+    assert file_exists(path_text(odd))
+    (tmp_path / "dangling.png").symlink_to("nowhere")
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    for name in ("gone.png", "gone/1.png", "dangling.png", "itself.png", odd.name + "/1.png", "x" * 300, "a\0b"):
+        assert not file_exists(path_text(tmp_path / name))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_a_folder_that_may_not_be_entered_is_not_gone():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        top = Path(name)
+        top.chmod(0o755)
+        (top / "closed").mkdir()
+        (top / "closed" / "1.png").touch()
+        (top / "closed").chmod(0)
+        code = """
+import os, sys
+from indexer.update import file_exists
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+print(file_exists(sys.argv[1] + "/closed/1.png"), file_exists(sys.argv[1] + "/gone/1.png"))
+"""
+        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+        (top / "closed").chmod(0o755)
+    assert done.stdout == "True False\n", done.stderr
 
 
 def test_pictures_that_were_no_files_are_not_missing(run, small_index, tmp_path):
@@ -206,15 +331,15 @@ def test_compacting_gives_room_back_and_changes_nothing_else(run, index, encoder
     remove_pictures(index, ["1", "2"])
     before = state(index)
     with Store(index) as store:
-        assert store.meta["dead"] == "2"
+        assert store.meta.dead == 2
     run("compact", "--index", index)
     assert_same(state(index), before)
     with Store(index) as store:
-        assert store.meta["dead"] == "0"
-        assert "v1.4" in str(store._rows("SELECT tags FROM duckdb_databases() WHERE database_name = 'store'"))
+        assert store.meta.dead == 0
+        assert "v1.4" in str(store.rows("SELECT tags FROM duckdb_databases() WHERE database_name = 'store'"))
     remove_pictures(index, [str(i) for i in range(3, 9)])  # a third of all rows: compacted by the way
     with Store(index) as store:
-        assert store.meta["dead"] == "0"
+        assert store.meta.dead == 0
 
 
 def test_an_encoder_of_another_index_is_refused(run, index):
@@ -237,20 +362,165 @@ def test_any_dense_index_follows(folder, encoder, pictures, tmp_path, factory):
     index_folder(index, folder, encoder, IndexConfig(dense=factory))
     add_pictures(index, [paint(folder, pictures, i) for i in range(70, 75)], encoder)
     with Index(index) as searcher:
-        assert cached_dense(searcher.store).ntotal == 25
         x = searcher.store.embeddings_of([22])[0]
         assert 22 in [h.id for h in searcher.search_vector(x, 3, "dense")]
+        found, rows = cached_dense(searcher.store)
+        assert found.ntotal == rows == 25
     remove_pictures(index, ["22"])
     with Index(index) as searcher:
         assert 22 not in [h.id for h in searcher.search_vector(x, 30, "dense")]
 
 
-def test_a_factory_that_cannot_be_trained_on_the_rest_prevents_the_change(folder, encoder, tmp_path):
+def test_where_too_few_are_left_to_train_a_factory_every_row_is_scored(folder, encoder, tmp_path):
     index_folder(tmp_path / "index", folder, encoder, IndexConfig(dense="IVF15,Flat"))
-    before = (tmp_path / "index" / DATABASE).read_bytes(), (tmp_path / "index" / FILE).read_bytes()
-    with pytest.raises(CallError, match="cannot build 'IVF15,Flat' over 10"):
-        remove_pictures(tmp_path / "index", [str(i) for i in range(10)])
-    assert before == ((tmp_path / "index" / DATABASE).read_bytes(), (tmp_path / "index" / FILE).read_bytes())
+    remove_pictures(tmp_path / "index", [str(i) for i in range(10)])
+    with Index(tmp_path / "index") as searcher:
+        x = searcher.store.embeddings_of([12])[0]
+        assert sorted(h.id for h in searcher.search_vector(x, 10, "dense")) == list(range(10, 20))
+
+
+def test_a_compaction_does_not_bless_a_damaged_thumbnail(index):
+    with Store(index) as store:
+        path, place = store.folder / store.meta.thumbnails_file, store.thumbnail_places([4])[4]
+    data = bytearray(path.read_bytes())
+    data[place.start + place.size // 2] ^= 1
+    path.write_bytes(data)
+    compact(index)
+    with Store(index) as store:
+        assert len(store.thumbnails([3, 5])) == 2
+        with pytest.raises(SparsightError, match="thumbnail of picture 4 is not the one"):
+            store.thumbnails([4])
+
+
+# What an addition reads: files whose size and time of change the index does not know.
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """The names of the picture files that are opened."""
+    names: list[str] = []
+    read = folders.read_file
+
+    def read_file(path):
+        names.append(Path(path).name)
+        return read(path)
+
+    monkeypatch.setattr(folders, "read_file", read_file)
+    return names
+
+
+def test_an_unchanged_file_is_not_opened(folder, encoder, pictures, tmp_path, opened):
+    index = tmp_path / "index"
+    files = sorted(folder.rglob("*.png"))
+    age(*files)
+    index_folder(index, folder, encoder, IndexConfig(), labels=True)
+    assert len(opened) == 20
+    opened.clear()
+    before = (index / DATABASE).read_bytes()
+    for add in (plan_add, lambda *args: add_pictures(*args, encoder)):
+        done = add(index, [folder])
+        assert len(done.plan.unchanged) == 20
+        assert opened == []
+    assert (index / DATABASE).read_bytes() == before
+    files[3].rename(files[3].with_name("moved.png"))
+    paint(folder, pictures, 30, "new.png")
+    os.utime(files[4], (1_500_000_000, 1_500_000_000))
+    done = add_pictures(index, [folder], encoder)
+    assert sorted(opened) == sorted(["moved.png", "new.png", files[4].name])
+    assert len(done.plan.moved) == len(done.plan.added) == 1
+    opened.clear()
+    add_pictures(index, [folder], encoder)
+    assert opened == ["new.png"], "it was too fresh to go by its time of change"
+    opened.clear()
+    assert len(add_pictures(index, [folder], encoder, verify=True).plan.unchanged) == 21
+    assert len(opened) == 21
+
+
+def replace_unseen(path: Path) -> None:
+    """Writes another picture to a file, whose size and time of change stay as they are."""
+    status, out = path.stat(), io.BytesIO()
+    Image.new("RGB", (32, 32), "navy").save(out, "PNG")
+    path.write_bytes(out.getvalue().ljust(status.st_size, b"\0"))  # what lies behind a picture is none of it
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_change_that_leaves_size_and_time_is_seen_by_verify_alone(run, folder, index, encoder):
+    files = sorted(folder.rglob("*.png"))
+    age(*files)
+    add_pictures(index, [folder], encoder)
+    path = files[2]
+    held, status = images(index)[str(path)], path.stat()
+    replace_unseen(path)
+    assert path.stat().st_size == status.st_size
+    assert "20 unchanged" in run("add", folder, "--index", index).stdout
+    assert images(index)[str(path)] == held
+    assert "1 changed" in run("add", folder, "--dry-run", "--verify", "--index", index).stdout
+    assert images(index)[str(path)] == held
+    assert "1 changed" in run("add", folder, "--verify", "--index", index).stdout
+    assert images(index)[str(path)].content_hash != held.content_hash
+
+
+def test_a_file_that_changes_right_after_it_was_read_is_seen(folder, index, encoder, pictures):
+    """Within the tick of a file system's clock, its time of change stays."""
+    path = paint(folder, pictures, 31, "fresh.png")
+    add_pictures(index, [path], encoder)
+    assert images(index)[str(path)].file_changed is None
+    replace_unseen(path)
+    assert add_pictures(index, [path], encoder).plan.changed == [str(path)]
+
+
+def test_a_dry_run_says_what_the_addition_then_does(run, folder, index, pictures):
+    files = sorted(folder.rglob("*.png"))
+    paint(folder, pictures, 40, str(files[2].relative_to(folder)))
+    paint(folder, pictures, 41, "fresh/41.png")
+    shutil.copy(files[0], folder / "copy.png")
+    files[1].rename(files[1].with_name("moved.png"))
+    (folder / "empty.png").touch()
+    before = {p.name: p.read_bytes() for p in index.iterdir()}
+    planned = run("add", folder, "--dry-run", "--index", index)
+    lines = run("add", folder, "--dry-run", "--json", "--index", index).stdout
+    assert {p.name: p.read_bytes() for p in index.iterdir()} == before
+    assert "would be added: 2" in planned.stderr
+    assert "fresh/41.png: new" in planned.stderr
+    assert f"{files[2].name}: its file has changed" in planned.stderr
+    done = json_lines(run("add", folder, "--json", "--index", index).stdout)
+    assert [{**line, "id": None} if line["status"] in ("added", "changed") else line for line in done] == json_lines(
+        lines
+    )
+    assert Counter(line["status"] for line in done) == Counter(["added", "changed", "moved", "duplicate", "skipped"])
+
+
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Labels, by folders.
+
+
+@pytest.mark.parametrize(
+    ("held", "new", "expected"),
+    [
+        (["train/1.png", "car/2.png"], "train/3.png", (None, "train")),
+        (["train/1.png", "car/2.png"], "test/a/3.png", (None, "test")),
+        (["train/cat/1.png", "test/dog/2.png"], "train/cat/3.png", ("train", "cat")),
+        (["train/cat/1.png", "test/dog/2.png"], "val/new_kind/3.png", ("val", "new kind")),
+        (["train/cat/1.png", "test/dog/2.png"], "top.png", (None, None)),
+        (["train/cat/1.png", "test/dog/2.png"], "train/3.png", ("train", None)),
+    ],
+)
+def test_labels_do_not_depend_on_what_else_is_added(encoder, pictures, tmp_path, held, new, expected):
+    root, index = tmp_path / "album", tmp_path / "index"
+    for i, name in enumerate(held):
+        paint(root, pictures, i, name)
+    index_folder(index, root, encoder, IndexConfig(), labels=True)
+    path = paint(root, pictures, 5, new)
+    add_pictures(index, [path], encoder)
+    row = images(index)[str(path)]
+    assert (row.split, row.label) == expected
+    path.rename(path.with_name("moved.png"))
+    add_pictures(index, [root], encoder)
+    row = images(index)[str(path.with_name("moved.png"))]
+    assert (row.split, row.label) == expected
 
 
 def test_a_stopped_build_and_a_stopped_addition_go_on(folder, encoder, pictures, tmp_path, monkeypatch):
@@ -319,10 +589,19 @@ def test_the_journal_gives_back_what_it_was_given_or_nothing(encoder, tmp_path_f
     assert list(again.thumbnails(order)) == [kept[h][1] for h in order]
 
 
-def test_another_encoders_batches_do_not_count(encoder, tmp_path):
-    Journal(tmp_path, encoder).add(["a"], np.ones((1, 3), np.float32), [b""])
-    assert "a" in Journal(tmp_path, encoder)
-    assert "a" not in Journal(tmp_path, open_encoder())
+def test_another_encoders_batches_do_not_count_and_stay(encoder, folder, index, pictures):
+    other = open_encoder()
+    Journal(index, encoder).add(["a"], np.ones((1, 3), np.float32), [b""])
+    Journal(index, other).add(["b"], np.ones((1, 3), np.float32), [b"jpeg"])
+    assert ("a" in Journal(index, encoder), "b" in Journal(index, encoder)) == (True, False)
+    add_pictures(index, [paint(folder, pictures, 33)], encoder)
+    assert "a" not in Journal(index, encoder)
+    assert list(Journal(index, other).thumbnails(["b"])) == [b"jpeg"]
+    add_pictures(index, [folder], encoder)  # nothing is new
+    index_folder(index, folder, encoder, IndexConfig())
+    assert "b" in Journal(index, other)
+    Journal(index, other).clear()
+    assert not (index / FOLDER).exists()
 
 
 def test_the_second_writer_is_told_who_the_first_is(index, encoder, folder):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -13,17 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from indexer.add import add_pictures
-from indexer.change import remove_pictures
-from killing import SOAK, check_best, check_store
+from killing import SOAK, check_best, check_store, data_files
 from PIL import Image
 
 from indexer.build import index_folder
 from indexer.coding.coder import encode_sparse
 from indexer.config import IndexConfig
 from indexer.plan import plan_addition
-from indexer.store import Store, compact_store
-from indexer.store.lock import writing
+from indexer.store import DATABASE, Store, vectors
+from indexer.update import add_pictures, compact, plan_add, plan_removal, remove_pictures
 from search.index import Index
 from training.encoders import open_encoder
 from training.errors import CallError, SparsightError
@@ -33,9 +33,11 @@ FOLDERS = ("cat", "dog", "deep/er")
 NAMES = [f"{folder}/{i}.png" for folder in FOLDERS for i in range(3)]
 START = {"cat/0.png": 0, "cat/1.png": 1, "dog/0.png": 2, "dog/1.png": 3, "deep/er/0.png": 4}
 DAMAGED = b"no picture"
+LONG_AGO = 1_600_000_000  # seconds since 1970
+BLOCK = 3  # rows with one checksum: additions cross their bounds
 
 contents = st.integers(0, CONTENTS - 1)
-writes = st.tuples(st.just("write"), st.sampled_from(NAMES), contents)
+writes = st.tuples(st.sampled_from(["write", "write just now"]), st.sampled_from(NAMES), contents)
 moves = st.tuples(st.just("move"), st.sampled_from(NAMES), st.sampled_from(NAMES))
 copies = st.tuples(st.just("copy"), st.sampled_from(NAMES), st.sampled_from(NAMES))
 harms = st.tuples(st.just("damage"), st.sampled_from(NAMES), st.none())
@@ -51,10 +53,12 @@ class World:
         self.encoder = open_encoder(str(encoder_dir))
         self.files = [_png(p) for p in pixels[:CONTENTS]]
         self.hashes = [hashlib.sha256(f).hexdigest() for f in self.files]
+        self.seconds = itertools.count(LONG_AGO - 1_000_000)
         self.fill()
         index_folder(self.first, self.root, self.encoder, IndexConfig(), labels=True)
         with Store(self.first) as store:
-            self.D, self.names = store.dictionary(), store.names()
+            self.D, self.names = store.dictionary(), [c.name for c in store.concepts()]
+            assert store.meta.vector_block == BLOCK
         X = self.encoder.encode_images(pixels[:CONTENTS])
         W = encode_sparse(X, self.D, IndexConfig().coder).W.toarray()
         self.X, self.W = dict(zip(self.hashes, X, strict=True)), dict(zip(self.hashes, W, strict=True))
@@ -65,12 +69,23 @@ class World:
             (self.root / folder).mkdir(parents=True)
         for name, content in START.items():
             (self.root / name).write_bytes(self.files[content])
+            self.age(self.root / name)
+
+    def age(self, path: Path) -> None:
+        """Gives a file a time of change that no other has, long enough ago for an index to go by it."""
+        os.utime(path, (now := next(self.seconds), now))
 
 
 def _png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def held(folder: Path) -> dict[int, tuple[str, str | None]]:
+    """Id → path and content hash of the pictures of an index."""
+    with Store(folder) as store:
+        return {row.image_id: (row.path, row.content_hash) for row in store.images()}
 
 
 class Changes(RuleBasedStateMachine):
@@ -84,8 +99,7 @@ class Changes(RuleBasedStateMachine):
         w.fill()
         shutil.rmtree(w.folder, ignore_errors=True)
         shutil.copytree(w.first, w.folder)
-        with Store(w.folder) as store:
-            self.known = {i: (p, h) for p, (i, h) in store.known_files().items()}
+        self.known = held(w.folder)
         assert {Path(p).relative_to(w.root).as_posix(): h for p, h in self.known.values()} == {
             name: w.hashes[content] for name, content in START.items()
         }
@@ -95,10 +109,10 @@ class Changes(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "held"):
-            self.held.store.close()
+            self.held.close()
 
-    @rule(ops=on_disk, name=st.sampled_from([".", *FOLDERS, *NAMES]))
-    def add(self, ops: list[tuple], name: str) -> None:
+    @rule(ops=on_disk, name=st.sampled_from([".", *FOLDERS, *NAMES]), verify=st.booleans())
+    def add(self, ops: list[tuple], name: str, verify: bool) -> None:
         w = self.world
         for op in ops:
             self.touch(*op)
@@ -109,24 +123,40 @@ class Changes(RuleBasedStateMachine):
             return
         seen = self.read(path)
         expected = self.after_addition(seen)
-        done = add_pictures(w.folder, [path], w.encoder, batch_size=3)
-        held = {content: i for i, content in self.hash_of(expected).items()}
+        planned = plan_add(w.folder, [path], verify=verify)
+        assert held(w.folder) == self.known, "planning changes nothing"
+        done = add_pictures(w.folder, [path], w.encoder, batch_size=3, verify=verify)
+        if DAMAGED not in self.files_at(path).values():  # planning does not decode
+            assert (planned.plan, planned.skipped) == (done.plan, done.skipped)
+        ids = {content: i for i, content in self.hash_of(expected).items()}
         assert done.n == len(expected)
         assert sorted(done.ids) == [i for i in sorted(expected) if i >= self.next_id]
-        with Store(w.folder) as store:
-            now = {i: (p, h) for p, (i, h) in store.known_files().items()}
+        now = held(w.folder)
         assert self.hash_of(now) == self.hash_of(expected)
-        for content, i in held.items():  # which of several paths with one content it is, is left open
+        for content, i in ids.items():  # which of several paths with one content it is, is left open
             assert now[i] == expected[i] or (not expected[i][0] and seen.get(now[i][0]) == content)
         self.next_id += len(done.ids)
         self.known = now
+        self.check_stamps(seen)
+
+    def check_stamps(self, seen: dict[str, str]) -> None:
+        """Files that were read are known by their size and time of change, if that is long ago."""
+        with Store(self.world.folder) as store:
+            rows = store.images_at(seen)
+        for path, row in rows.items():
+            status = os.stat(path)
+            if status.st_mtime < LONG_AGO:
+                assert (row.file_bytes, row.file_changed) == (status.st_size, status.st_mtime_ns)
 
     def touch(self, op: str, name: str, other: object) -> None:
         path = self.world.root / name
-        if op == "write":
+        if op.startswith("write"):
             path.write_bytes(self.world.files[int(str(other))])
+            if op == "write":
+                self.world.age(path)
         elif op == "damage":
             path.write_bytes(DAMAGED)
+            self.world.age(path)
         elif path.exists() and op == "delete":
             path.unlink()
         elif path.exists() and name != other:
@@ -134,9 +164,12 @@ class Changes(RuleBasedStateMachine):
 
     def read(self, path: Path) -> dict[str, str]:
         """Path → content hash of the pictures at or below a path."""
-        paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        found = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+        found = {p: hashlib.sha256(data).hexdigest() for p, data in self.files_at(path).items()}
         return {p: h for p, h in found.items() if h in self.world.X}
+
+    def files_at(self, path: Path) -> dict[str, bytes]:
+        paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return {str(p): p.read_bytes() for p in paths}
 
     def after_addition(self, seen: dict[str, str]) -> dict[int, tuple[str, str]]:
         """A content keeps its id; it goes where its file holds another and none that was seen holds it. Its path stays
@@ -171,30 +204,35 @@ class Changes(RuleBasedStateMachine):
         for op in ops:
             self.touch(*op)
         gone = {i for i, (path, _) in self.known.items() if not Path(path).exists()}
-        if len(gone) == len(self.known):
+        if gone or not self.known:  # of so few, one is more than a tenth
             with pytest.raises(SparsightError, match="--missing"):
                 remove_pictures(self.world.folder, [], missing=True)
-        else:
+            assert held(self.world.folder) == self.known
+        if self.known:
             self.remove([], gone, missing=True)
 
     def remove(self, targets: list[str], ids: set[int], missing: bool = False) -> None:
         if targets and not ids:
-            with pytest.raises(CallError, match="names no picture"):
-                remove_pictures(self.world.folder, targets)
+            for remove in (remove_pictures, plan_removal):
+                with pytest.raises(CallError, match="names no picture"):
+                    remove(self.world.folder, targets)
             return
-        removed = remove_pictures(self.world.folder, targets, missing=missing)
-        assert removed == [(i, self.known.pop(i)[0]) for i in sorted(ids)]
+        planned = plan_removal(self.world.folder, targets, missing=missing)
+        assert held(self.world.folder) == self.known, "planning changes nothing"
+        removed = remove_pictures(self.world.folder, targets, missing=missing, sure=missing)
+        assert removed == planned == [(i, self.known.pop(i)[0]) for i in sorted(ids)]
 
     @rule()
     def compact(self) -> None:
-        with writing(self.world.folder, "compact"):
-            compact_store(self.world.folder)
+        compact(self.world.folder)
         with Store(self.world.folder) as store:
-            assert store.meta["dead"] == "0"
+            assert store.meta.dead == 0
+            names = {DATABASE, store.meta.vectors_file, store.meta.thumbnails_file}
+        assert data_files(self.world.folder) == names
 
     @rule()
     def reopen(self) -> None:
-        self.held.store.close()
+        self.held.close()
         self.held, self.held_known = Index(self.world.folder), dict(self.known)
 
     @rule(content=contents, k=st.integers(1, CONTENTS), mode=st.sampled_from(["dense", "sparse"]))
@@ -223,6 +261,15 @@ class Changes(RuleBasedStateMachine):
             assert h.score == pytest.approx(weights[h.id], abs=1e-3)
             assert h.score == pytest.approx(best, abs=1e-3)
 
+    @rule()
+    def read_all(self) -> None:
+        """What was opened is what is read, though a compaction has taken its files away."""
+        store, known = self.held.store, self.held_known
+        assert store.image_ids.tolist() == sorted(known) == list(store.thumbnails(sorted(known)))
+        assert [row.content_hash for row in store.images()] == [known[i][1] for i in sorted(known)]
+        for x, i in zip(store.embeddings(), sorted(known), strict=True):
+            np.testing.assert_allclose(x, self.world.X[known[i][1]], atol=1e-5)
+
     def label(self, path: str) -> str:
         return Path(path).relative_to(self.world.root).parts[0]
 
@@ -232,9 +279,9 @@ class Changes(RuleBasedStateMachine):
         if not hasattr(self, "known"):
             return
         with Store(w.folder) as store:
-            assert {i: (p, h) for p, (i, h) in store.known_files().items()} == self.known
-            assert int(store.meta["next_id"]) == self.next_id
-            assert [r["label"] for r in store.images()] == [self.label(self.known[i][0]) for i in sorted(self.known)]
+            assert {row.image_id: (row.path, row.content_hash) for row in store.images()} == self.known
+            assert store.meta.next_id == self.next_id
+            assert [row.label for row in store.images()] == [self.label(self.known[i][0]) for i in sorted(self.known)]
             check_store(store)
             if self.known:
                 order = [self.known[i][1] for i in sorted(self.known)]
@@ -243,7 +290,8 @@ class Changes(RuleBasedStateMachine):
                 np.testing.assert_allclose(W, np.stack([w.W[h] for h in order]), atol=step + 1e-5)
 
 
-def test_any_row_of_changes(pictures, small_encoder_dir, tmp_path):
+def test_any_row_of_changes(pictures, small_encoder_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "BLOCK_BYTES", 4 * 32 * BLOCK)
     Changes.world = World(tmp_path, pictures.pixels, small_encoder_dir)
     run_state_machine_as_test(
         Changes,

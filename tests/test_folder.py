@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -118,23 +117,23 @@ def album_index(run, album, small_encoder_dir, tmp_path_factory) -> Path:
 def test_the_index_holds_the_folder(album, album_index):
     with Store(album_index) as store:
         rows = store.images()
-        assert [str(r["path"]) for r in rows] == sorted(str(r["path"]) for r in rows)
-        assert all(Path(str(r["path"])).is_file() for r in rows)
-        assert {str(r["label"]) for r in rows} == {*CLASSES, "None"}
-        assert all(r["label"] == Path(str(r["path"])).parent.name for r in rows if r["label"])
-        assert store.classes()[0] == sorted(CLASSES)
+        assert [row.path for row in rows] == sorted(row.path for row in rows)
+        assert all(Path(row.path).is_file() for row in rows)
+        assert {row.label for row in rows} == {*CLASSES, None}
+        assert all(row.label == Path(row.path).parent.name for row in rows if row.label)
+        assert store.classes().names == sorted(CLASSES)
         assert len(store.thumbnails(range(len(rows)))) == len(rows)
         assert store.skipped() == [(str(album / "cat" / "zero.jpg"), "it is empty")]
-        hashes = store.con.execute("SELECT path, content_hash FROM images").fetchall()
-        assert all(h == hashlib.sha256(Path(p).read_bytes()).hexdigest() for p, h in hashes)
-    assert sorted(f.name for f in album_index.iterdir()) == [".lock", "dense.faiss", DATABASE]
+        assert all(row.content_hash == hashlib.sha256(Path(row.path).read_bytes()).hexdigest() for row in rows)
+        assert all(row.file_bytes == Path(row.path).stat().st_size for row in rows)
+    assert sorted(f.name for f in album_index.iterdir()) == [".lock", DATABASE, "thumbnails-1.bin", "vectors-1.f32"]
 
 
 def test_the_embeddings_are_those_of_the_files_pixels(album_index, pictures, small_encoder_dir):
     from training.encoders import open_encoder
 
     with Store(album_index) as store:
-        paths, X = [Path(str(r["path"])) for r in store.images()], store.embeddings()
+        paths, X = [Path(row.path) for row in store.images()], store.embeddings()
     rows = [i for i, p in enumerate(paths) if p.stem.isdigit()]
     expected = open_encoder(str(small_encoder_dir)).encode_images(pictures.pixels[[int(paths[i].stem) for i in rows]])
     np.testing.assert_allclose(X[rows], expected, atol=1e-5)
@@ -166,9 +165,9 @@ def test_a_printed_path_names_its_picture(run, album_index, album, monkeypatch):
 
 def test_classify_uses_the_folders_as_classes(run, album_index, album):
     with Store(album_index) as store:
-        classes, T = store.classes()
+        classes, T = store.classes().names, store.classes().T
         rows, X = store.images(), store.embeddings()
-    targets = [str(r["path"]) for r in rows[:9]]
+    targets = [row.path for row in rows[:9]]
     out = run("classify", *targets, "--mode", "dense", "--json", "--index", album_index).stdout.splitlines()
     assert [json.loads(line)["label"] for line in out] == [classes[i] for i in (X[:9] @ T.T).argmax(1)]
 
@@ -179,9 +178,9 @@ def test_eval_reports_on_few_pictures(run, album_index, tmp_path):
     assert report["dataset"]["split"] == "all labelled"
     assert report["dataset"]["n"] == 60
     with Store(album_index) as store:
-        classes, T = store.classes()
+        classes, T = store.classes().names, store.classes().T
         rows, X = store.images(), store.embeddings()
-    right = [classes[j] == r["label"] for r, j in zip(rows, (X @ T.T).argmax(1), strict=True) if r["label"]]
+    right = [classes[j] == row.label for row, j in zip(rows, (X @ T.T).argmax(1), strict=True) if row.label]
     assert report["dense"]["accuracy"] == pytest.approx(np.mean(right))
     assert {"SQ8", "SQ4"} <= {r["name"] for r in report["baselines"]}
     left_out = {r["name"]: r["reason"] for r in report["baselines_left_out"]}
@@ -202,7 +201,7 @@ def plain_index(run, album, small_encoder_dir, tmp_path_factory) -> Path:
     result = run("index", album, "--dictionary", words, "--encoder", small_encoder_dir, "--index", folder)
     assert "passed over 1 blank line(s) and 1 repetition(s)" in result.stderr
     with Store(folder) as store:
-        assert store.names() == ["ship", "cat", "dark dog"]
+        assert [c.name for c in store.concepts()] == ["ship", "cat", "dark dog"]
     return folder
 
 
@@ -316,27 +315,25 @@ def test_merging_by_blocks_is_merging_one_by_one(seed, m, block):
 
 
 def test_ctrl_c_leaves_the_earlier_index(album, album_index, small_encoder_dir):
+    """While pictures are encoded: the batches that were kept are all that is new."""
     before = {f.name: f.read_bytes() for f in album_index.iterdir()}
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "indexer",
-            "index",
-            str(album),
-            "--encoder",
-            str(small_encoder_dir),
-            "--index",
-            str(album_index),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stderr is not None
-    while "encoder" not in (line := process.stderr.readline()):
-        assert line, "the build ended before it began"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert "interrupted" in process.stderr.read().splitlines()[-1]
+    command = ["index", album, "--encoder", small_encoder_dir, "--index", album_index, "--device", "cpu"]
+    run = [sys.executable, "-c", INTERRUPTED, *map(str, command)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "Error: interrupted"
     assert {f.name: f.read_bytes() for f in album_index.iterdir()} == before
+
+
+INTERRUPTED = """
+import os, signal
+from indexer.cli import builds
+from training.encoders.trained import TrainedEncoder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores it
+encode = TrainedEncoder.encode_images
+def interrupted(self, pixels):
+    os.kill(os.getpid(), signal.SIGINT)
+    return encode(self, pixels)
+TrainedEncoder.encode_images = interrupted
+builds()
+"""

@@ -18,7 +18,7 @@ import pytest
 from hostile import FILES, NAMES, NO_UTF8, NOISE, PICTURE, Expected, jpeg, large_pictures, make_folder, saved
 from PIL import Image
 
-from indexer.build import encode_files
+from indexer.encode import encode_files
 from indexer.pictures.files import decode, quiet_pillow, read_picture
 from indexer.pictures.folders import Picture, Skipped, find_pictures, read_pictures
 from indexer.store import DATABASE, Store
@@ -213,7 +213,7 @@ def index(run, hostile, outcome, tmp_path_factory) -> Path:
 
 def test_the_index_holds_what_was_taken_and_what_was_skipped(index, outcome):
     with Store(index) as store:
-        taken, skipped = [str(r["path"]) for r in store.images()], store.skipped()
+        taken, skipped = [row.path for row in store.images()], store.skipped()
         assert sorted(taken) == sorted(path for path, reason in outcome.items() if not reason)
         assert sorted(path for path, _ in skipped) == sorted(path for path, reason in outcome.items() if reason)
         assert all(reason.startswith(outcome[path]) for path, reason in skipped)
@@ -249,7 +249,7 @@ def test_every_name_finds_its_picture(index, hostile, monkeypatch):
     root = hostile[0]
     monkeypatch.chdir(root)
     with Store(index) as store:
-        held = {str(r["path"]): r["image_id"] for r in store.images()}
+        held = {row.path: row.image_id for row in store.images()}
     with Index(index) as searcher:
         for name in NAMES:
             for target in (str(root / name), path_text(root / name), os.path.join(".", name)):
@@ -272,7 +272,7 @@ def test_names_like_options_and_ids(run, index, hostile, monkeypatch):
     for name in ("--help.png", "7.png"):
         assert explained("--", name) == str(root / name)
     with Store(index) as store:
-        assert explained("7") == next(r["path"] for r in store.images() if r["image_id"] == 7), "it is an id"
+        assert explained("7") == store.images([7])[0].path, "it is an id"
     assert explained("./7") == "./7", "it is a file"
 
 
@@ -284,10 +284,12 @@ def test_of_two_paths_that_read_the_same_the_second_is_skipped(tmp_path):
     for number, name in enumerate((r"\xe9.png", os.fsdecode(b"\xe9.png"))):
         (root / name).write_bytes(PICTURE + bytes([number]))
     encoder = open_encoder()
-    seen, skipped = encode_files(find_pictures(root)[0], encoder, Journal(index, encoder), 8)
+    read = encode_files(find_pictures(root)[0], encoder, Journal(index, encoder), 8)
     path = str(root / r"\xe9.png")
-    assert seen == {path: hashlib.sha256(PICTURE + b"\0").hexdigest()}
-    assert skipped == [(path, "another picture's path reads the same")]
+    assert {p: seen.content_hash for p, seen in read.seen.items()} == {
+        path: hashlib.sha256(PICTURE + b"\0").hexdigest()
+    }
+    assert read.skipped == [(path, "another picture's path reads the same")]
 
 
 def test_a_fault_names_a_strange_file_in_one_printable_line(run, index, tmp_path):
