@@ -26,8 +26,8 @@ def accuracy_plot(report: Report) -> str:
 
     def draw(axes: Axes) -> None:
         low, high = report.dense.ci95
-        axes.axhspan(low, high, color=INK, alpha=0.1, linewidth=0, label="its 95 % interval")
         axes.axhline(report.dense.accuracy, color=INK, linestyle="--", linewidth=1, label="dense")
+        axes.axhspan(low, high, color=INK, alpha=0.1, linewidth=0, label="its 95 % interval")
         axes.plot([p.l1 for p in report.sweep], [p.accuracy for p in report.sweep], "o-", color=ACCENT, label="sparse")
         shown = [low, high, *(p.accuracy for p in report.sweep)]
         room = 0.15 * (max(shown) - min(shown))
