@@ -95,7 +95,7 @@ def add_pictures(
         first = store.meta.next_id
         meta = change_store(folder, store, change)
         journal.clear()
-    return Added(plan, skipped, meta.n, range(first, meta.next_id))
+    return Added(plan, skipped, meta.n, list(range(first, meta.next_id)))
 
 
 def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False) -> Added:
