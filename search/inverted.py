@@ -5,8 +5,8 @@ A query is a score s_j for each concept; a picture's score is Σ_j w_ij s_j. Not
 - Totals are whole numbers: what a step of weight is worth, s_j · step, is rounded to a multiple of a fraction of the
   largest one (2⁻³⁶ for a few concepts, 2⁻²⁶ for ten thousand). So a total does not depend on the order of its sum:
   every way to an answer gives the same bits, ties are ties, and they go to the lower id.
-- Only what can change the k best is read: MaxScore (Turtle & Flood 1995) over tiers of lists and windows of ids. No
-  array is as long as the index. The cost is that of the postings read.
+- Only what can change the k best is read: MaxScore (Turtle & Flood 1995) over tiers of lists and windows of ids. The
+  cost is that of the postings read: for a few concepts no array is as long as the index.
 - A query that scores most concepts, as a text does, can leave little out. It is answered picture by picture, from
   rows that the first such query makes.
 - A new process answers in numpy. Once its queries have read as many postings as numpy reads in the time that loading

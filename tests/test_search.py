@@ -164,7 +164,7 @@ def test_what_is_added_is_found_and_what_is_removed_is_not(small_index, small_en
         n = len(changed)
         for mode in ("sparse", "dense"):
             assert len(changed.search("cat", k=1000, mode=mode)) == n
-        assert changed.add(picture).ids == [n]
+        assert list(changed.add(picture).ids) == [n]
         assert len(changed) == n + 1
         for mode in ("sparse", "dense"):
             assert n in [hit.id for hit in changed.search("cat", k=1000, mode=mode)]
