@@ -16,16 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from indexer.store.contents import Classes, Concept, ImageRow, Skip
-from indexer.store.database import (
-    DATABASE,
-    HINT,
-    ids_table,
-    inode,
-    open_database,
-    read_meta_rows,
-    stacked,
-    told_as,
-)
+from indexer.store.database import DATABASE, HINT, ids_table, inode, open_database, read_meta_rows, stacked, told_as
 from indexer.store.meta import IndexMeta, MetaError, parse_meta
 from indexer.store.postings import Postings
 from indexer.store.schema import TABLES
