@@ -22,7 +22,7 @@ from training.commands import Group
 from training.errors import CallError, SparsightError
 
 if TYPE_CHECKING:
-    from indexer.coding.coder import SparseCoder
+    from indexer.coding import SparseCoder
     from search.index import Index
     from training.encoders import open_encoder
 
@@ -32,7 +32,7 @@ __all__ = ["CallError", "Index", "SparseCoder", "SparsightError", "__version__",
 
 NAMES = {  # public name → the module that defines it
     "Index": "search.index",
-    "SparseCoder": "indexer.coding.coder",
+    "SparseCoder": "indexer.coding",
     "open_encoder": "training.encoders",
 }
 

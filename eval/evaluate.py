@@ -45,7 +45,7 @@ from eval.evaluators import (
     sweep_penalties,
 )
 from eval.subject import Subject, read_subject
-from indexer.coding.coder import encode_sparse
+from indexer.coding import encode_sparse
 from indexer.store import Store
 from training.data.cifar10 import CLASSES, Pictures
 from training.encoders import Encoder

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.coding.coder import encode_sparse
-from indexer.coding.dictionary import Dictionary, make_dictionary, merge_same
+from indexer.coding import Dictionary, encode_sparse, make_dictionary, merge_same
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, encode_files, encode_pixels
 from indexer.pictures import FORMATS, find_pictures, folder_labels

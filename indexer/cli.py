@@ -92,7 +92,7 @@ def index(
         if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
             raise CallError(f"--template {template!r}: it must hold the concept's place, {{}}, once")
     from indexer.build import index_bundled, index_folder, index_pictures
-    from indexer.coding.dictionary import concepts_of
+    from indexer.coding import concepts_of
     from training.data.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
     from training.encoders import has_test_embeddings, load_test_embeddings, open_encoder

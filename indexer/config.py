@@ -12,15 +12,13 @@ class CoderConfig:
     """Settings of the coder, saved with an index.
 
     l1: the penalty; relative: whether λ_i = l1 · λ_max(x_i), so that no code is empty for l1 < 1, or λ_i = l1.
-    tol: the relative duality gap that is asked for. max_concepts: a limit on each code, by a larger λ_i.
-    refit: least-squares weights on each support. memory: bytes that coding may take beside X, D and the codes;
-    None leaves it to the coder.
+    tol: the relative duality gap that is asked for. refit: least-squares weights on each support.
+    memory: bytes that coding may take beside X, D and the codes; None leaves it to the coder.
     """
 
     l1: float = 0.87
     relative: bool = True
     tol: float = 1e-4
-    max_concepts: int | None = None
     refit: bool = False
     memory: int | None = None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer.build import describe_files
-from indexer.coding.coder import encode_sparse
+from indexer.coding import encode_sparse
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, Seen, encode_files
 from indexer.pictures import find_pictures, folder_labels, hash_files

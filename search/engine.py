@@ -115,7 +115,7 @@ class Engine:
 
     def encode(self, x: np.ndarray) -> Code:
         """The code of an embedding x (d,), with the settings that the index's pictures were coded with."""
-        from indexer.coding.coder import encode_sparse
+        from indexer.coding import encode_sparse
 
         W = encode_sparse(x[None], self.D, self.store.meta.coder).W
         return Code(W.indices, W.data)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from indexer.coding.dictionary import Dictionary
+from indexer.coding import Dictionary
 from indexer.config import CoderConfig
 from indexer.store import Classes, Contents, Described, IndexMeta, Pictures
 

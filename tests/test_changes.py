@@ -19,7 +19,7 @@ from killing import SOAK, check_best, check_store, data_files
 from PIL import Image
 
 from indexer.build import index_folder
-from indexer.coding.coder import encode_sparse
+from indexer.coding import encode_sparse
 from indexer.config import IndexConfig
 from indexer.plan import plan_addition
 from indexer.store import DATABASE, Store, vectors

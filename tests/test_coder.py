@@ -13,25 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from indexer.coding import coder as coder_module
-from indexer.coding.coder import Codes, SparseCoder, choose_l1, encode_path, encode_sparse, pivot
+from indexer.coding import Codes, SparseCoder, choose_l1, encode_path, encode_sparse
+from indexer.coding.pivoting import nonnegative, pivot
 from indexer.config import CoderConfig
 from training.errors import SparsightError
 
-WAYS = ["gram", "sifted in bfloat16", "sifted in float32", "torch"]
+# Each way through the coder on a CPU, whatever the numbers of rows and atoms.
+WAYS = {
+    "gram": {"solver": "gram", "screening": False},
+    "gram, screened": {"solver": "gram", "screening": True},
+    "active set": {"solver": "active_set", "screening": False},
+    "active set, screened": {"solver": "active_set", "screening": True},
+    "torch": {"solver": "torch"},
+}
 
 
-@pytest.fixture(params=WAYS)
-def way(request, monkeypatch):
-    """Each way through the coder on a CPU, whatever the numbers of rows and atoms."""
-    return take(request.param, monkeypatch)
-
-
-def take(way: str, monkeypatch) -> str:
-    monkeypatch.setattr(coder_module, "FEW_ROWS", 10**9 if way == "torch" else 0)
-    monkeypatch.setattr(coder_module, "GRAM_BYTES", 10**9 if way == "gram" else 0)
-    monkeypatch.setattr(coder_module.PreparedDictionary, "screens", way == "sifted in bfloat16")
-    return way
+@pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
+def way(request) -> dict:
+    return request.param
 
 
 def unit(A: np.ndarray) -> np.ndarray:
@@ -73,7 +72,7 @@ def check_certificate(X: np.ndarray, D: np.ndarray, codes: Codes, tol: float) ->
 @pytest.mark.parametrize("l1", [0.02, 0.1, 0.4])
 def test_agrees_with_scikit_learns_positive_lasso(l1, coherence, way):
     X, D = problem(20, 60, 16, seed=1, coherence=coherence)
-    codes = encode_sparse(X, D, CoderConfig(l1=l1, relative=False, tol=2e-5))
+    codes = encode_sparse(X, D, CoderConfig(l1=l1, relative=False, tol=2e-5), **way)
     model = Lasso(alpha=l1 / X.shape[1], positive=True, fit_intercept=False, tol=1e-12, max_iter=100_000)
     expected = np.stack([model.fit(D.T.astype(np.float64), x.astype(np.float64)).coef_ for x in X])
     ours = objective(X, D, codes.W.toarray().astype(np.float64), l1)
@@ -103,21 +102,17 @@ def test_certificate_and_optimality_conditions_hold(kind):
         if twins:
             D[m // 2 :] = D[: m - m // 2]
             D[-1] = unit(D[:2].sum(0, keepdims=True))[0]  # and one between two others
-        check_certificate(scale * X, D, encode_sparse(scale * X, D, CoderConfig(l1=l1)), 1e-4)
+        check_certificate(scale * X, D, encode_sparse(scale * X, D, CoderConfig(l1=l1), **WAYS[kind]), 1e-4)
 
-    with pytest.MonkeyPatch.context() as patch:
-        take(kind, patch)
-        holds()
+    holds()
 
 
-@pytest.mark.parametrize("kind", WAYS[:3])
-def test_the_ways_agree_within_the_gap(kind, monkeypatch):
+@pytest.mark.parametrize("kind", [name for name in WAYS if name != "torch"])
+def test_the_ways_agree_within_the_gap(kind):
     X, D = problem(50, 300, 32, seed=7, coherence=1.0)
     config = CoderConfig(l1=0.2)
-    take("torch", monkeypatch)
-    reference = encode_sparse(X, D, config)
-    take(kind, monkeypatch)
-    codes = encode_sparse(X, D, config)
+    reference = encode_sparse(X, D, config, **WAYS["torch"])
+    codes = encode_sparse(X, D, config, **WAYS[kind])
     np.testing.assert_allclose(codes.l1, reference.l1, rtol=1e-6)
     # ½‖(w − w′)D‖² is at most the sum of the gaps: the objective is strongly convex in wD.
     apart = 0.5 * (((codes.W - reference.W) @ D) ** 2).sum(1)
@@ -125,14 +120,14 @@ def test_the_ways_agree_within_the_gap(kind, monkeypatch):
     assert (apart <= (codes.gap + reference.gap + 2e-6) * primal).all()
 
 
-def test_codes_do_not_depend_on_the_run_or_the_threads(monkeypatch):
+@pytest.mark.parametrize("solver", ["gram", "active_set"])
+def test_codes_do_not_depend_on_the_run_or_the_threads(solver):
     X, D = problem(300, 700, 32, seed=4)
-    monkeypatch.setattr(coder_module, "GRAM_BYTES", 0)
     before = torch.get_num_threads()
     found = []
     for threads in (1, 2, 2):
         torch.set_num_threads(threads)
-        found.append(encode_sparse(X, D, CoderConfig(l1=0.3, memory=1 << 18)))
+        found.append(encode_sparse(X, D, CoderConfig(l1=0.3, memory=1 << 18), solver=solver))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
     for other in found[1:]:
@@ -143,61 +138,75 @@ def test_codes_do_not_depend_on_the_run_or_the_threads(monkeypatch):
 def test_a_path_gives_the_codes_of_its_penalties(way):
     X, D = problem(8, 120, 24, seed=9)
     l1s = np.geomspace(0.95, 0.1, 12)
-    path = encode_path(X, D, l1s)
+    path = encode_path(X, D, l1s, **way)
     for l1, codes in zip(l1s, path, strict=True):
         check_certificate(X, D, codes, 1e-4)
-        alone = encode_sparse(X, D, CoderConfig(l1=l1))
+        alone = encode_sparse(X, D, CoderConfig(l1=l1), **way)
         np.testing.assert_allclose(codes.W.toarray(), alone.W.toarray(), atol=2e-3)
 
 
 def test_a_path_is_continuous(way):
     X, D = problem(4, 60, 24, seed=3)
-    path = encode_path(X, D, np.linspace(0.6, 0.5, 101))
+    path = encode_path(X, D, np.linspace(0.6, 0.5, 101), **way)
     steps = [np.abs((a.W - b.W).toarray()).max() for a, b in pairwise(path)]
     whole = np.abs((path[0].W - path[-1].W).toarray()).max()
     assert max(steps) < 0.1 * whole
 
 
-def test_at_most_k_concepts_at_the_smallest_penalty_that_leaves_so_many(way):
-    X, D = problem(12, 120, 24, seed=5)
-    limited = encode_sparse(X, D, CoderConfig(l1=0.1, max_concepts=4))
-    counts = np.diff(limited.W.indptr)
-    assert counts.max() == 4
-    check_certificate(X, D, limited, 1e-4)
-    free = encode_sparse(X, D, CoderConfig(l1=0.1))
-    raised = limited.l1 > free.l1 * (1 + 1e-5)
-    np.testing.assert_array_equal(raised, np.diff(free.W.indptr) > 4)
-    for x, l1 in zip(X[raised][:5], limited.l1[raised], strict=False):
-        lower = encode_sparse(x[None], D, CoderConfig(l1=float(l1) * 0.99, relative=False))
-        assert lower.W.nnz > 4
-
-
-def test_refit_is_nonnegative_least_squares_on_the_support(way):
+@pytest.mark.parametrize(("n", "m", "d", "coherence", "l1"), [(20, 80, 16, 0.0, 0.3), (60, 300, 64, 1.0, 0.02)])
+def test_refit_is_nonnegative_least_squares_on_the_support(n, m, d, coherence, l1, way):
     from scipy.optimize import nnls
 
-    X, D = problem(20, 80, 16, seed=6)
-    plain, refitted = (encode_sparse(X, D, CoderConfig(l1=0.3, refit=r)) for r in (False, True))
+    X, D = problem(n, m, d, seed=6, coherence=coherence)
+    plain, refitted = (encode_sparse(X, D, CoderConfig(l1=l1, refit=r), **way) for r in (False, True))
+    dropped = 0
     for i, x in enumerate(X):
         support = plain.W[i].indices
         weights, _ = nnls(D[support].T.astype(np.float64), x.astype(np.float64))
-        np.testing.assert_allclose(refitted.W[i].toarray()[0, support], weights, atol=1e-4)
+        np.testing.assert_allclose(refitted.W[i].toarray()[0, support], weights, atol=1e-5)
         assert set(refitted.W[i].indices) <= set(support)
+        dropped += (weights == 0).sum()
+    assert dropped  # else plain least squares would pass as well
+    assert (refitted.W.data > 0).all()
     np.testing.assert_array_equal(plain.gap, refitted.gap)
 
 
+def test_refit_of_a_path_is_that_of_its_penalties(way):
+    X, D = problem(30, 120, 24, seed=9)
+    l1s = [0.7, 0.4, 0.2]
+    path = encode_path(X, D, l1s, CoderConfig(refit=True), **way)
+    for l1, codes in zip(l1s, path, strict=True):
+        alone = encode_sparse(X, D, CoderConfig(l1=l1, refit=True), **way)
+        np.testing.assert_allclose(codes.W.toarray(), alone.W.toarray(), atol=2e-3)
+
+
+def test_nonnegative_least_squares_of_dependent_atoms():
+    """Two equal atoms, one between two others, and places that are not used: the fit is that of scipy's nnls."""
+    from scipy.optimize import nnls
+
+    rng = np.random.default_rng(0)
+    A = unit(rng.normal(size=(50, 6, 8)))
+    A[:, 1], A[:, 2] = A[:, 0], unit(A[:, 3] + A[:, 4])
+    x = rng.normal(size=(50, 8))
+    used = np.ones((50, 6), bool)
+    used[::2, 5] = False
+    B = A * used[:, :, None]
+    w = nonnegative(torch.tensor(B @ B.transpose(0, 2, 1)).double(), torch.tensor(np.einsum("rkd,rd->rk", B, x)),
+                    torch.tensor(used)).numpy()  # fmt: skip
+    assert (w >= 0).all()
+    assert (w[~used] == 0).all()
+    for i in range(50):
+        best = nnls(B[i].T.astype(np.float64), x[i])[1]
+        assert np.linalg.norm(x[i] - w[i] @ B[i]) <= best + 1e-5
+
+
 @pytest.mark.parametrize("relative", [True, False])
-def test_targets_for_concepts_and_bytes(relative):
+def test_a_penalty_for_so_many_concepts(relative):
     X, D = problem(400, 200, 32, seed=8)
-    coder = SparseCoder(D, relative=relative, target_concepts=6).fit(X)
-    assert coder.transform(X).nnz / len(X) == pytest.approx(6, rel=0.05)
-    by_bytes = SparseCoder(D, relative=relative, target_bytes=19).fit(X)
-    assert by_bytes.l1_ == coder.l1_
+    l1 = choose_l1(X, D, 6, CoderConfig(relative=relative))
+    assert SparseCoder(D, l1, relative=relative).transform(X).nnz / len(X) == pytest.approx(6, rel=0.05)
     with pytest.raises(SparsightError, match="no penalty"):
         choose_l1(X, D, 500, CoderConfig(relative=relative))
-    with pytest.raises(SparsightError, match="fit"):
-        SparseCoder(D, target_concepts=6).transform(X)
-    with pytest.raises(SparsightError, match="exclude"):
-        SparseCoder(D, target_concepts=6, target_bytes=9).fit(X)
 
 
 def test_is_a_scikit_learn_transformer():
@@ -206,7 +215,7 @@ def test_is_a_scikit_learn_transformer():
     from sklearn.preprocessing import Normalizer
 
     X, D = problem(30, 40, 12, seed=3)
-    coder = SparseCoder(D, l1=0.4, max_concepts=5)
+    coder = SparseCoder(D, l1=0.4)
     copy = clone(coder.set_params(tol=1e-5))
     assert {k: v for k, v in copy.get_params().items() if k != "dictionary"} == {
         k: v for k, v in coder.get_params().items() if k != "dictionary"
@@ -215,7 +224,7 @@ def test_is_a_scikit_learn_transformer():
     W = copy.fit_transform(X)
     np.testing.assert_array_equal(copy.transform(X).toarray(), W.toarray())
     np.testing.assert_allclose(copy.inverse_transform(W), W.toarray() @ D, atol=1e-6)
-    piped = make_pipeline(Normalizer(), SparseCoder(D, l1=0.4, max_concepts=5, tol=1e-5)).fit_transform(7 * X)
+    piped = make_pipeline(Normalizer(), SparseCoder(D, l1=0.4, tol=1e-5)).fit_transform(7 * X)
     np.testing.assert_allclose(piped.toarray(), W.toarray(), atol=1e-3)
     with pytest.raises(ValueError, match="no parameter 'l2'"):
         coder.set_params(l2=1)
@@ -224,7 +233,7 @@ def test_is_a_scikit_learn_transformer():
 def test_scikit_learn_and_numba_are_not_imported_for_a_query():
     check = (
         "import sys, numpy as np\n"
-        "from indexer.coding.coder import SparseCoder\n"
+        "from indexer.coding import SparseCoder\n"
         "SparseCoder(np.eye(5)).transform(np.ones((1, 5)))\n"
         "print([m for m in ('sklearn', 'numba') if m in sys.modules])"
     )
@@ -237,7 +246,8 @@ def test_memory_is_bounded_by_the_batch_not_by_n_times_m(tmp_path):
     np.save(tmp_path / "X.npy", problem(1000, 6000, 32, seed=0)[0].repeat(20, 0))
     check = (
         "import resource, sys, numpy as np\n"
-        "from indexer.coding.coder import CoderConfig, encode_sparse\n"
+        "from indexer.coding import encode_sparse\n"
+        "from indexer.config import CoderConfig\n"
         "X = np.load(sys.argv[1], mmap_mode='r')\n"
         "D = np.random.default_rng(0).normal(size=(6000, 32)).astype(np.float32)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
@@ -255,7 +265,7 @@ def test_memory_is_bounded_by_the_batch_not_by_n_times_m(tmp_path):
 def test_one_sided_correlations_and_a_fully_negative_dictionary(way):
     X, D = problem(5, 10, 8, seed=0)
     against = -np.abs(D)
-    codes = encode_sparse(np.abs(X), against)
+    codes = encode_sparse(np.abs(X), against, **way)
     assert codes.W.nnz == 0
     assert (codes.gap == 0).all()
 
@@ -271,13 +281,13 @@ def test_pivoting_exchanges_an_atom_for_its_dependents():
 def test_relative_penalty_leaves_no_code_empty(way):
     X, D = problem(50, 40, 12, seed=3)
     keep = (X @ D.T).max(1) > 1e-3
-    W = encode_sparse(X[keep], D, CoderConfig(l1=0.99)).W
+    W = encode_sparse(X[keep], D, CoderConfig(l1=0.99), **way).W
     assert (np.diff(W.indptr) > 0).all()
 
 
 def test_penalty_at_or_above_lambda_max_gives_an_empty_code(way):
     X, D = problem(5, 10, 8, seed=0)
-    codes = encode_sparse(X, D, CoderConfig(l1=1.01 * float((X @ D.T).max()), relative=False))
+    codes = encode_sparse(X, D, CoderConfig(l1=1.01 * float((X @ D.T).max()), relative=False), **way)
     assert codes.W.nnz == 0
     assert (codes.gap == 0).all()
 
@@ -285,7 +295,7 @@ def test_penalty_at_or_above_lambda_max_gives_an_empty_code(way):
 def test_zero_rows_have_zero_codes(way):
     X, D = problem(4, 10, 8, seed=0)
     X[2] = 0
-    codes = encode_sparse(X, D)
+    codes = encode_sparse(X, D, **way)
     assert codes.W[2].nnz == 0
     assert codes.gap[2] == 0
     assert codes.W[0].nnz > 0
@@ -293,18 +303,18 @@ def test_zero_rows_have_zero_codes(way):
 
 def test_batches_do_not_change_the_codes(way):
     X, D = problem(37, 50, 16, seed=5)
-    whole = encode_sparse(X, D, CoderConfig(l1=0.3)).W.toarray()
-    parts = encode_sparse(X, D, CoderConfig(l1=0.3, memory=1)).W.toarray()  # a row at a time
+    whole = encode_sparse(X, D, CoderConfig(l1=0.3), **way).W.toarray()
+    parts = encode_sparse(X, D, CoderConfig(l1=0.3, memory=1), **way).W.toarray()  # a row at a time
     np.testing.assert_allclose(whole, parts, atol=1e-4)
 
 
-def test_more_active_atoms_than_the_working_set(way, monkeypatch):
-    monkeypatch.setattr(coder_module, "WORKING_SET", 8)
-    monkeypatch.setattr(coder_module, "WORKING_SET_CPU", 8)
-    D = problem(6, 200, 64, seed=2)[1]
-    X = unit(np.abs(np.random.default_rng(0).normal(size=(6, 200))) @ D)
-    codes = encode_sparse(X, D, CoderConfig(l1=0.005))
-    assert np.diff(codes.W.indptr).max() > 24
+def test_more_active_atoms_than_a_working_set(way):
+    """More than twice the atoms that may join in one round."""
+    m, d, joining = (120, 100, 32) if way["solver"] == "torch" else (300, 200, 64)
+    D = problem(6, m, d, seed=2)[1]
+    X = unit(np.abs(np.random.default_rng(0).normal(size=(6, m))) @ D)
+    codes = encode_sparse(X, D, CoderConfig(l1=0.005), **way)
+    assert np.diff(codes.W.indptr).max() > 2 * joining
     assert codes.gap.max() <= 1e-4
 
 
@@ -338,4 +348,4 @@ def test_names_the_first_bad_row_of_many():
 def test_says_so_when_the_gap_is_not_reached(way):
     X, D = problem(10, 60, 16, seed=1, coherence=3.0)
     with pytest.raises(SparsightError, match="stayed above"):
-        encode_sparse(X, D, CoderConfig(l1=0.05, tol=1e-12))
+        encode_sparse(X, D, CoderConfig(l1=0.05, tol=1e-12), **way)

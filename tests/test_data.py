@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer.coding.dictionary import read_words
+from indexer.coding import read_words
 from indexer.pictures.files import read_picture, thumbnail
 from training.data.cifar10 import MissingDataError, load_cifar10, term_of
 from training.errors import SparsightError

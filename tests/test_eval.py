@@ -36,7 +36,7 @@ from eval.evaluators.open_words import words_found
 from eval.evaluators.retrieval import largest
 from eval.report.page import page
 from eval.subject import drawn, read_subject
-from indexer.coding.coder import encode_sparse
+from indexer.coding import encode_sparse
 from indexer.config import CoderConfig
 from indexer.store import Store
 from training.encoders import load_test_embeddings, open_encoder

@@ -338,7 +338,7 @@ def test_an_index_with_damaged_postings_comes_back_by_its_embeddings(run, index,
     others = ",".join(t for t in EXPORTED if t != "codes")
     run("export", tmp_path / "out", "--tables", others, "--index", index)
     run("import", tmp_path / "out", "--index", tmp_path / "new")
-    from indexer.coding.coder import encode_sparse
+    from indexer.coding import encode_sparse
     from indexer.config import CoderConfig
 
     with Store(tmp_path / "new") as store:

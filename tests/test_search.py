@@ -95,7 +95,7 @@ def test_concepts_by_name_alias_case_and_near_name(index):
 
 
 def test_near_duplicates_become_aliases():
-    from indexer.coding.dictionary import Dictionary, merge_same
+    from indexer.coding import Dictionary, merge_same
 
     D = np.eye(3, dtype=np.float32)[[0, 1, 0, 2]]
     merged = merge_same(Dictionary(["a", "b", "c", "d"], [[], [], [], []], [None] * 4, D, "x"))

@@ -311,7 +311,7 @@ def test_what_leads_to_the_vectors_is_checked(tmp_path, harm):
 META = replace(
     make_contents().meta, generation=3, n=7, m=5, nnz=9, next_id=8, vectors_file="vectors-1.f32", vector_rows=8,
     vector_block=16, thumbnails_file="thumbnails-1.bin", thumbnail_bytes=2**40, labels="folders",
-    templates=("a {}", 'the "{}"\n'), coder=CoderConfig(l1=0.25, max_concepts=7, memory=2**33, refit=True),
+    templates=("a {}", 'the "{}"\n'), coder=CoderConfig(l1=0.25, memory=2**33, refit=True),
 )  # fmt: skip
 
 

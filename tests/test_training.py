@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from indexer.coding.coder import encode_sparse
+from indexer.coding import encode_sparse
 from indexer.config import CoderConfig
 from training.config import ObjectiveConfig
 from training.data.augment import augment, cut_out, degrade

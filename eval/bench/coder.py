@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from indexer.coding.coder import choose_l1, encode_sparse
+from indexer.coding import choose_l1, encode_sparse
 from indexer.config import CoderConfig
 from training.errors import SparsightError
 
@@ -74,7 +74,7 @@ def synthetic_problem(n: int, m: int, d: int, concepts: int) -> Problem:
 
 def real_problems(encoder_name: str | None) -> list[Problem]:
     """The shipped encoder's test embeddings and terms, at the index's own sparsity and a denser one."""
-    from indexer.coding.dictionary import make_dictionary
+    from indexer.coding import make_dictionary
     from training.encoders import load_test_embeddings, open_encoder
 
     encoder = open_encoder(encoder_name or "bundled")

@@ -65,8 +65,7 @@ def make_index(folder: Path, n: int, seed: int = 0) -> None:
     from scipy import sparse
 
     from indexer.build import Source, index_meta
-    from indexer.coding.coder import encode_sparse
-    from indexer.coding.dictionary import make_dictionary, merge_same
+    from indexer.coding import encode_sparse, make_dictionary, merge_same
     from indexer.config import IndexConfig
     from indexer.store import Classes, Contents, Described, Pictures, write_store, writing
     from training.encoders import load_test_embeddings, open_encoder

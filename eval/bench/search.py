@@ -36,7 +36,7 @@ from eval.bench.search_data import (
     timed,
 )  # fmt: skip
 from eval.evaluators import recall
-from indexer.coding.dictionary import Dictionary
+from indexer.coding import Dictionary
 from indexer.config import CoderConfig
 from indexer.store import Classes, Contents, Described, IndexMeta, Pictures, Store, write_store
 from indexer.store.postings import Postings, pack

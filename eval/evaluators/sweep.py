@@ -12,7 +12,7 @@ from scipy import sparse
 
 from eval.evaluators.memory import compact_bytes, compacted, csr_bytes
 from eval.evaluators.worth import Worth, reconstruct
-from indexer.coding.coder import Codes, encode_path, encode_sparse
+from indexer.coding import Codes, encode_path, encode_sparse
 from indexer.config import CoderConfig
 
 SWEEP = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.08, 0.05)

@@ -14,8 +14,7 @@ import duckdb
 import numpy as np
 from scipy import sparse
 
-from indexer.coding.coder import encode_sparse
-from indexer.coding.dictionary import Dictionary
+from indexer.coding import Dictionary, encode_sparse
 from indexer.exchange.tables import EXPORT, EXPORTED, FORMATS, NEW_IN_2, READABLE, part_path
 from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
 from indexer.store.database import open_database, quoted, told_as

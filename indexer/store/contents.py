@@ -14,7 +14,7 @@ from indexer.store.vectors import RowSource
 from training.encoders import Means
 
 if TYPE_CHECKING:
-    from indexer.coding.dictionary import Dictionary
+    from indexer.coding import Dictionary
 
 
 class ImageRow(NamedTuple):

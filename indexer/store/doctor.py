@@ -16,8 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 
-from indexer.coding.coder import encode_sparse
-from indexer.coding.dictionary import Dictionary
+from indexer.coding import Dictionary, encode_sparse
 from indexer.store import journal, lock
 from indexer.store.database import DATABASE, HINT, WAL
 from indexer.store.dense import FILE, FLAT, cached_dense

@@ -135,6 +135,8 @@ def _templates(key: str, text: str) -> tuple[str, ...]:
 def parse_coder(key: str, text: str) -> CoderConfig:
     """The coder's settings from JSON; raises `MetaError` for any that the coder does not have."""
     found, defaults = _json(key, text), asdict(CoderConfig())
+    if isinstance(found, dict):
+        found.pop("max_concepts", None)  # earlier versions wrote it, always null
     if not isinstance(found, dict) or not set(found) <= set(defaults):
         raise MetaError("it names no settings of the coder")
     for name, value in found.items():

@@ -16,8 +16,7 @@ from shutil import copyfile
 import numpy as np
 from scipy import sparse
 
-from indexer.coding.coder import encode_sparse
-from indexer.coding.dictionary import Dictionary
+from indexer.coding import Dictionary, encode_sparse
 from indexer.store import doctor, journal, lock
 from indexer.store.contents import Contents, Described, ImageRow, Pictures, Skip
 from indexer.store.database import DATABASE, WAL, open_database

@@ -1,0 +1,211 @@
+"""The l1 coder: every embedding as a few weighted concepts, with a certificate.
+
+Solves, for each row x, `min_{w ≥ 0} ½‖x − wD‖² + λ‖w‖₁`, in batches, by one of three solvers.
+
+| solver | where | how |
+| --- | --- | --- |
+| `gram` | many rows, up to a few thousand atoms, on a CPU | D Dᵀ is held; all correlations follow from X Dᵀ |
+| `active_set` | many rows, more atoms, on a CPU | residuals are multiplied with all atoms again until certified |
+| `torch` | other devices, and a handful of rows | as `active_set`, a batch at a time |
+
+Decisions:
+- Every thread takes whole batches, its GEMM included: no barriers, and the codes do not depend on the threads.
+- On a CPU that multiplies bfloat16 natively its GEMM is twice as fast, with AMX six times. There it screens, and the
+  certificate rests on float32 (`indexer.coding.prepared`).
+- No n × m result is ever formed; the memory beside X, D and the codes is bounded by `memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexer.coding.codes import Codes, Part, join
+from indexer.coding.prepared import PreparedDictionary, multiplies_bfloat16
+from indexer.config import CoderConfig
+from training.errors import SparsightError
+
+SOLVERS = ("auto", "gram", "active_set", "torch")
+FEW_ROWS = 64  # up to so many rows torch does what numba's import would not repay
+GRAM_BYTES = 32 << 20  # a Gram matrix up to this size stays near the processor
+MEMORY = 128 << 20
+PATH_FLOOR = 1e-3  # of λ_max: the smallest penalty tried for a number of concepts
+
+
+class Solver(Protocol):
+    """Codes batches of rows at each penalty of a path."""
+
+    def batch_size(self, memory: int) -> int:
+        """How many rows may be given at once, for so many bytes."""
+        ...
+
+    def __call__(self, X: Tensor, size: int) -> list[Part]:
+        """X (b, d), on the solver's device → a part for each penalty; size: the most rows of any batch."""
+        ...
+
+
+def encode_sparse(
+    X: np.ndarray | Tensor,
+    D: np.ndarray,
+    config: CoderConfig | None = None,
+    *,
+    solver: str = "auto",
+    screening: bool | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] | None = None,
+) -> Codes:
+    """Codes the rows of X (n, d) over the atoms of D (m, d), to a certified duality gap.
+
+    The relative gap is (primal − dual) / primal; primal is at most ½‖x‖². A row that correlates with no atom, a
+    zero row among them, has an empty code and gap 0; so has one with λ ≥ λ_max. Of equal atoms one is used; a
+    zero atom never is.
+    solver: one of SOLVERS; `auto` takes the fastest. screening: whether the CPU's solvers multiply in bfloat16 first;
+    None: where the CPU does so natively. progress: called with the number of rows done after each batch.
+    Raises `SparsightError` for wrong shapes, values that are not finite, a penalty that is not positive, and a
+    code that does not reach `tol`.
+    """
+    config = config or CoderConfig()
+    codes = encode_path(X, D, [config.l1], config, solver=solver, screening=screening, device=device, progress=progress)
+    return codes[0]
+
+
+def encode_path(
+    X: np.ndarray | Tensor,
+    D: np.ndarray,
+    l1s: Sequence[float],
+    config: CoderConfig | None = None,
+    *,
+    solver: str = "auto",
+    screening: bool | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] | None = None,
+) -> list[Codes]:
+    """As `encode_sparse`, at each penalty of l1s (in place of config.l1) in one pass over X with warm starts."""
+    config = config or CoderConfig()
+    X, D = X if isinstance(X, Tensor) else np.asarray(X), np.ascontiguousarray(D, np.float32)
+    _check(X, D, l1s)
+    n, device = len(X), torch.device(device)
+    memory = _memory(config, device)
+    if solver == "auto":
+        solver = _fastest(n, len(D), device, memory)
+    threads = 1 if solver == "torch" else torch.get_num_threads()
+    solve = _make_solver(solver, screening, torch.as_tensor(D, device=device), list(l1s), config)
+    size = solve.batch_size(memory // threads)
+    batches = max(1, -(-n // size))
+    size = max(1, -(-n // (-(-batches // threads) * threads)))  # every thread gets as many rows
+
+    def solve_from(start: int) -> list[Part]:
+        return solve(_batch(X, start, start + size, device), size)
+
+    parts: list[list[Part]] = []
+    starts = range(0, n, size)
+    for part in _in_threads(solve_from, starts, threads) if threads > 1 and n > size else map(solve_from, starts):
+        parts.append(part)
+        if progress:
+            progress(len(part[0].gap))
+    codes = [join([p[i] for p in parts], len(D)) for i in range(len(l1s))]
+    for c in codes:
+        if not (c.gap <= config.tol).all():
+            bad = ~(c.gap <= config.tol)
+            raise SparsightError(
+                f"{bad.sum()} of {n} codes stayed above a relative gap of {config.tol:g} "
+                f"(worst {c.gap[bad].max():.1e}); raise tol, or l1"
+            )
+    return codes
+
+
+def choose_l1(
+    X: np.ndarray,
+    D: np.ndarray,
+    concepts: float,
+    config: CoderConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    sample: int = 1000,
+) -> float:
+    """The penalty, in config's sense, at which rows of X have about so many concepts on average.
+
+    Bisects on at most `sample` evenly spaced rows. Raises `SparsightError` for a target that no penalty reaches.
+    """
+    config = replace(config or CoderConfig(), refit=False, tol=1e-2)
+    X = np.asarray(X[:: -(-len(X) // sample)], np.float32)
+    top = 1.0 if config.relative else float((X @ np.asarray(D, np.float32).T).max())
+    if not concepts > 0 or not top > 0:
+        raise SparsightError(f"no penalty gives {concepts:g} concepts a row: ask for more than 0")
+    low, high = PATH_FLOOR * top, top * (1 - 1e-6)
+    count = 0.0
+    for _ in range(14):
+        middle = float(np.sqrt(low * high))
+        count = encode_sparse(X, D, replace(config, l1=middle), device=device).W.nnz / len(X)
+        if abs(count - concepts) <= 0.005 * concepts:
+            return middle
+        low, high = (middle, high) if count > concepts else (low, middle)
+    if abs(count - concepts) > 0.1 * concepts:
+        raise SparsightError(f"no penalty gives {concepts:g} concepts a row; the nearest gives {count:.3g}")
+    return high
+
+
+def _check(X: np.ndarray | Tensor, D: np.ndarray, l1s: Sequence[float]) -> None:
+    if X.ndim != 2 or D.ndim != 2 or X.shape[1] != D.shape[1] or not len(D):
+        raise SparsightError(f"cannot code X {tuple(X.shape)} against D {D.shape}: expected (n, d) and (m, d), m > 0")
+    bad = np.flatnonzero(~np.isfinite(D).all(1))
+    if len(bad):
+        raise SparsightError(f"cannot code: row {bad[0]} of D has values that are not finite")
+    for l1 in l1s:
+        if not (np.isfinite(l1) and l1 > 0):
+            raise SparsightError(f"cannot code with l1 = {l1}: it must be a number above 0")
+
+
+def _fastest(n: int, m: int, device: torch.device, memory: int) -> str:
+    """The solver for n rows and m atoms."""
+    if device.type != "cpu" or n <= FEW_ROWS:
+        return "torch"
+    return "gram" if 4 * m**2 <= min(GRAM_BYTES, memory // 4) and m <= 4 * n else "active_set"
+
+
+def _make_solver(solver: str, screening: bool | None, D: Tensor, l1s: list[float], config: CoderConfig) -> Solver:
+    if solver == "torch":
+        from indexer.coding.torch_solver import TorchSolver
+
+        return TorchSolver(PreparedDictionary(D), l1s, config)
+    if solver not in SOLVERS or D.device.type != "cpu":
+        raise SparsightError(
+            f"no solver {solver!r} on {D.device}: it is one of {', '.join(SOLVERS)}, on other devices torch"
+        )
+    from indexer.coding.cpu import CpuSolver  # imports numba
+
+    screens = multiplies_bfloat16(D.device) if screening is None else screening
+    return CpuSolver(PreparedDictionary(D, screens), l1s, config, gram=solver == "gram")
+
+
+def _in_threads(solve: Callable[[int], list[Part]], starts: range, threads: int) -> Iterator[list[Part]]:
+    """solve(start) for every start, in order, one batch a thread; torch's own threads are off in them."""
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(solve, starts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _memory(config: CoderConfig, device: torch.device) -> int:
+    if config.memory is not None:
+        return config.memory
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else MEMORY
+
+
+def _batch(X: np.ndarray | Tensor, start: int, end: int, device: torch.device) -> Tensor:
+    """Rows start … end of X in float32 on the device, which must be finite."""
+    x = X[start:end].float() if isinstance(X, Tensor) else torch.from_numpy(np.array(X[start:end], np.float32))
+    x = x.to(device).contiguous()
+    bad = torch.nonzero(~torch.isfinite(x.sum(1)))[:, 0]  # or a sum that overflows: looked at only then
+    bad = bad[~torch.isfinite(x[bad]).all(1)]
+    if len(bad):
+        raise SparsightError(f"cannot code: row {start + int(bad[0])} of X has values that are not finite")
+    return x
