@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -77,7 +77,7 @@ class Lazy(NamedTuple):
 class LazyGroup(Group):
     """A group that imports a command when it is called or asked for its own help, not to list it."""
 
-    def __init__(self, *args, lazy: dict[str, Lazy], **kwargs):
+    def __init__(self, *args: Any, lazy: dict[str, Lazy], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.lazy = lazy
 

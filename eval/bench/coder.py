@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def real_problems(encoder_name: str | None) -> list[Problem]:
     return problems
 
 
-def relative_gaps(X: np.ndarray, D: np.ndarray, W, l1: float) -> np.ndarray:
+def relative_gaps(X: np.ndarray, D: np.ndarray, W: Any, l1: float) -> np.ndarray:
     """(primal − dual) / primal (n,) of codes W (n, m), in float64, at the residual scaled to be feasible."""
     X, D, W = X.astype(np.float64), D.astype(np.float64), sparse.csr_matrix(W).astype(np.float64)
     R = X - W @ D
@@ -229,7 +229,7 @@ def beside_baselines(problem: Problem, repetitions: int, slow_rows: int, limit_s
     return found + [{"problem": problem.name, "way": name} for name in absent]
 
 
-def _row(problem: Problem, name: str, seconds: np.ndarray, our_seconds: list[float], W) -> dict[str, object]:
+def _row(problem: Problem, name: str, seconds: np.ndarray, our_seconds: list[float], W: Any) -> dict[str, object]:
     row: dict[str, object] = {
         "problem": problem.name,
         "way": name,

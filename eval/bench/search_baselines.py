@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -89,7 +90,7 @@ def milvus_ways(problem: Problem) -> Iterator[Way]:
         client.close()
 
 
-def _fill_milvus(client, W: sparse.csr_matrix) -> None:
+def _fill_milvus(client: Any, W: sparse.csr_matrix) -> None:
     from pymilvus import DataType
 
     schema = client.create_schema(auto_id=False)
@@ -172,7 +173,7 @@ class Faiss:
             rows += self._time(f"FAISS HNSW32, efSearch {effort}", graph, exact, figures)
         return rows
 
-    def _time(self, name: str, index, exact: dict[str, np.ndarray] | None, figures: Row) -> list[Row]:
+    def _time(self, name: str, index: Any, exact: dict[str, np.ndarray] | None, figures: Row) -> list[Row]:
         import faiss
 
         faiss.omp_set_num_threads(1)

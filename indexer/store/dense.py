@@ -93,7 +93,7 @@ def _table(best: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarra
     return scores, ids
 
 
-def build_dense(X: RowSource, d: int, factory: str):
+def build_dense(X: RowSource, d: int, factory: str) -> Any:
     """Builds a FAISS index of any `index_factory` description over rows (n, d), by inner product.
 
     Raises `CallError` where FAISS cannot: the description means nothing to it, or asks for more rows.

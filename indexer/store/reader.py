@@ -8,7 +8,7 @@ database is replaced, never changed, and of the files beside it only what that d
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -125,7 +125,7 @@ class Store:
         with self._faults():
             return self.con.execute(sql, list(parameters)).fetchall()
 
-    def _faults(self):
+    def _faults(self) -> AbstractContextManager[None]:
         return told_as(lambda reason: f"cannot read the index {self.folder}: {reason}; {HINT}")
 
     def refuse_another(self, encoder: TextEncoder) -> None:
