@@ -13,15 +13,15 @@ from pathlib import Path
 
 import click
 
-from eval.bench import coder, search
+from eval.bench import coder, scale, search
 from eval.bench.common import Options, Section, hardware, table, versions
 
-SECTIONS: dict[str, Callable[[Options], Section]] = {"coder": coder.run, "search": search.run}
+SECTIONS: dict[str, Callable[[Options], Section]] = {"coder": coder.run, "search": search.run, "scale": scale.run}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--full", is_flag=True, help="The whole sweeps (n to 10⁶, K to 10⁵); without it each is capped.")
-@click.option("--only", type=click.Choice(list(SECTIONS)), help="One section.")
+@click.option("--only", type=click.Choice(list(SECTIONS)), help="One section; the others stay as they are.")
 @click.option("--device", default="cpu", show_default=True, help="cuda or mps: also time the coder there.")
 @click.option("--encoder", default=None, help="Encoder folder for the real embeddings.  [default: the bundled one]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True)
@@ -29,13 +29,14 @@ def main(full: bool, only: str | None, device: str, encoder: str | None, out: Pa
     """Times the coder and the searches beside their baselines on this machine."""
     out.mkdir(parents=True, exist_ok=True)
     options = Options(out, full, device, encoder)
-    results: dict[str, object] = {"hardware": hardware(), "versions": versions(), "full": full}
+    path = out / "results.json"
+    results: dict[str, object] = json.loads(path.read_text()) if only and path.is_file() else {}
+    results |= {"hardware": hardware(), "versions": versions(), "full": full}
     click.echo(f"{results['hardware']}\n", err=True)
     for name in [only] if only else SECTIONS:
         section = SECTIONS[name](options)
         results[name] = asdict(section)
         click.echo(_section_text(section))
-    path = out / "results.json"
     path.with_suffix(".tmp").write_text(json.dumps(results, indent=1, default=float) + "\n")
     path.with_suffix(".tmp").replace(path)
     click.echo(f"wrote {path}", err=True)
