@@ -98,7 +98,7 @@ def small_encoder_dir(pictures, small_config, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("encoder")
     # Long enough that one prompt alone finds the right pictures, whatever the machine's rounding.
-    config = replace(small_config, sizes=((16, 30), (32, 6)), lr=0.1)
+    config = replace(small_config, sizes=((16, 60), (32, 12)), lr=0.1)
     with threads(1):
         train(pictures, config, folder, device=torch.device("cpu"), held_out=pictures.first(50))
     return folder
