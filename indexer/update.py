@@ -33,6 +33,7 @@ from indexer.store import (
     Store,
     change_store,
     compact_store,
+    refuse_no_index,
     writing,
 )
 from training.encoders import Encoder, centre
@@ -47,7 +48,7 @@ MOST_MISSING = 0.1  # of an index's files: if more are gone, it is asked whether
 @contextmanager
 def changing(folder: Path, command: str) -> Iterator[Store]:
     """The index of a folder, opened once for a change, and the folder's lock held."""
-    Store(folder).close()  # refuses what is no index, before the lock makes a folder
+    refuse_no_index(folder)  # before the lock makes a folder
     with writing(folder, command), Store(folder) as store:
         yield store
 

@@ -174,7 +174,11 @@ def export(index: Path, files: Path) -> Callable[[], object]:
     from indexer.exchange.export import export_index
 
     out = files / "export"
-    return lambda: export_index(index, out)
+
+    def work() -> None:
+        export_index(index, out)
+
+    return work
 
 
 def codes(index: Path, files: Path) -> Callable[[], object]:

@@ -18,6 +18,8 @@ from indexer.store.database import quoted, told_as
 from training.errors import SparsightError
 from training.files import sync_folder
 
+ROW_GROUP = 1 << 13  # rows that Parquet's writer holds in memory
+
 Columns = dict[str, np.ndarray]
 
 
@@ -58,7 +60,7 @@ def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str], p
         rows[table] = parts[table] = 0
         for source in _sources(store, table, parts, part):
             path = part_path(out, table, format, parts[table])
-            kind = "json" if format == "jsonl" else "parquet"
+            kind = "json" if format == "jsonl" else f"parquet, ROW_GROUP_SIZE {ROW_GROUP}"
             copied = con.execute(f"COPY (SELECT {columns} FROM ({source})) TO {quoted(path)} (FORMAT {kind})")
             rows[table] += copied.fetchall()[0][0]
             parts[table] += 1
@@ -106,7 +108,7 @@ def _vectors(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
 
 
 def _thumbnails(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
-    size = max(1, part // 16)  # they are larger than other rows
+    size = max(1, part // 4)  # they are larger than other rows
     for start in range(0, max(1, len(store)), size):
         found = store.thumbnails(store.image_ids[start : start + size].tolist())
         if not found and start:

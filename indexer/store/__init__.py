@@ -11,7 +11,7 @@ from indexer.store.contents import (
     Pictures,
     Skip,
 )
-from indexer.store.database import DATABASE
+from indexer.store.database import DATABASE, refuse_no_index
 from indexer.store.journal import Journal
 from indexer.store.lock import writing
 from indexer.store.meta import IndexMeta
@@ -35,6 +35,7 @@ __all__ = [
     "Skip",
     "Store",
     "change_store",
+    "refuse_no_index",
     "compact_store",
     "write_store",
     "writing",

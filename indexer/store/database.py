@@ -54,11 +54,8 @@ def inode(path: Path) -> int | None:
         return None
 
 
-def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A connection that reads an index's database as `store`, whatever is in it.
-
-    Raises `SparsightError` where there is none, it is no DuckDB database, or another program is changing it.
-    """
+def refuse_no_index(folder: Path) -> None:
+    """Raises `SparsightError` where a folder holds no index, or one that another program is changing."""
     path = folder / DATABASE
     if not path.is_file():
         what = "is not a file" if os.path.lexists(path) else "is missing"
@@ -68,6 +65,15 @@ def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
             f"another program has changed {path} and left {WAL}: open and close it there to keep the change, or put it "
             "aside with `sparsight doctor --repair`"
         )
+
+
+def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A connection that reads an index's database as `store`, whatever is in it.
+
+    Raises `SparsightError` where there is none, it is no DuckDB database, or another program is changing it.
+    """
+    refuse_no_index(folder)
+    path = folder / DATABASE
     con = duckdb.connect()  # of its own: DuckDB hands an open file's connection on, however old its state
     try:
         con.execute(f"ATTACH {quoted(path)} AS store (TYPE duckdb, READ_ONLY)")  # else it fetches SQLite's extension

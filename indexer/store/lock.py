@@ -41,7 +41,7 @@ def writing(folder: Path, command: str) -> Iterator[None]:
         reason = e.strerror or str(e)
         raise SparsightError(f"cannot write an index to {folder}: {reason}; choose another --index") from e
     try:
-        for left in leftovers(folder):
+        for left in _parts(folder):
             left.unlink(missing_ok=True)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = {"command": command, "process": os.getpid(), "host": socket.gethostname(), "since": now}
@@ -60,12 +60,14 @@ def writing(folder: Path, command: str) -> Iterator[None]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """The files in the making, and data files of no index, that no living writer can be working on, the lock being
-    held."""
-    found = {path for pattern in PARTS for path in folder.glob(pattern) if not path.is_dir()}
-    if (meta := current_meta(folder)) is not None:
-        found.update(unused_files(folder, meta))
-    return sorted(found)
+    """The files in the making, and data files that the index does not name, that no living writer can be working on,
+    the lock being held. Whoever writes next removes them."""
+    meta = current_meta(folder)
+    return sorted(_parts(folder) | set(unused_files(folder, meta) if meta else ()))
+
+
+def _parts(folder: Path) -> set[Path]:
+    return {path for pattern in PARTS for path in folder.glob(pattern) if not path.is_dir()}
 
 
 def is_data_file(name: str) -> bool:

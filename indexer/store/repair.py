@@ -43,8 +43,11 @@ def repair(folder: Path) -> list[str]:
             open_database(folder).close()
         except SparsightError as e:
             raise SparsightError(f"{doctor.cause(e)}; nothing of it can be read, {AGAIN}") from e
-    done = [f"removed {path.name}, left by a writer that died" for path in lock.leftovers(folder)]
+    left = lock.leftovers(folder)
+    done = [f"removed {path.name}, left by a writer that died" for path in left]
     with lock.writing(folder, "doctor"):
+        for path in left:
+            path.unlink(missing_ok=True)
         if os.path.lexists(folder / WAL):
             aside = _free_name(folder / WAL)
             (folder / WAL).rename(aside)

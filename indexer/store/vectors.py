@@ -23,6 +23,7 @@ import numpy as np
 from training.files import publish
 
 BLOCK_BYTES = 1 << 18  # of a block, about
+CLOSE = 4  # rows that lie within so many times their number are read with those between them
 SCAN_ROWS = 1 << 15  # rows that are read at a time where all are
 
 
@@ -94,8 +95,15 @@ class Vectors:
         return self._rows[start:stop]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """A copy of some rows (k,), in the order asked for."""
+        """A copy of some rows (k,), in the order asked for.
+
+        Rows that lie close together, in their order, are read without mapping them, so that to read all of a large file
+        piece by piece does not fill the process's memory.
+        """
         self._check(np.unique(rows // self.block))
+        if len(rows) and (np.diff(rows) > 0).all() and rows[-1] - rows[0] < CLOSE * len(rows):
+            start, stop = int(rows[0]), int(rows[-1]) + 1
+            return np.frombuffer(self._bytes(start, stop), "<f4").reshape(-1, self.d)[rows - start]
         return np.array(self._rows[rows])
 
     def scan(self, size: int = SCAN_ROWS) -> Iterator[tuple[int, np.ndarray]]:

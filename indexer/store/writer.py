@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import copyfile
 
@@ -53,13 +53,14 @@ def write_store(folder: Path, c: Contents) -> IndexMeta:
     ids = np.arange(n) if c.ids is None else np.asarray(c.ids, np.int64)
     next_id = max(c.meta.next_id, int(ids[-1]) + 1 if n else 0)
     postings = _packed(c.pictures.W, ids, next_id)
+    before = current_meta(folder)
     meta = replace(
         c.meta, n=n, d=d, m=len(c.dictionary.D), nnz=c.pictures.W.nnz, next_id=next_id, vector_block=block_rows(d),
-        generation=_generation(folder) + 1,
+        generation=before.generation + 1 if before else 1,
     )  # fmt: skip
-    with _replaced(folder) as partial:
-        meta, crcs, places = _new_files(folder, meta, c.pictures.X, c.pictures.described.thumbnails or [None] * n)
-        with writable(partial) as con:
+    with _replaced(folder) as making:
+        meta, crcs, places = _new_files(making, meta, c.pictures.X, c.pictures.described.thumbnails or [None] * n)
+        with writable(making.database) as con:
             con.execute(create_statements(d))
             _insert_pictures(con, ids, np.arange(n), c.pictures, places)
             _insert_concepts(con, c, postings)
@@ -71,6 +72,7 @@ def write_store(folder: Path, c: Contents) -> IndexMeta:
                 insert(con, "means", {"modality": ["image", "text"]}, rows=both)
             _insert_skipped(con, c.skipped)
             _write_meta(con, meta)
+        making.meta = meta
     return meta
 
 
@@ -91,11 +93,11 @@ def change_store(folder: Path, store: Store, change: Change) -> IndexMeta:
         before, n=before.n - len(removed) + count, nnz=before.nnz + more, next_id=before.next_id + count,
         generation=before.generation + 1,
     )  # fmt: skip
-    with _replaced(folder) as partial:
-        copyfile(folder / DATABASE, partial)
+    with _replaced(folder) as making:
+        copyfile(folder / DATABASE, making.database)
         if added is not None and count:
             meta, crcs, places = _grown_files(store, meta, added)
-        with writable(partial) as con:
+        with writable(making.database) as con:
             if removed:
                 con.execute(f"DELETE FROM images WHERE image_id IN {ids_table('image_id')}", [removed])
             _update_images(con, change)
@@ -111,27 +113,30 @@ def change_store(folder: Path, store: Store, change: Change) -> IndexMeta:
             _update_skipped(con, change)
             _write_meta(con, meta)
         if meta.dead > DEAD_SHARE * meta.vector_rows:
-            meta = _compact(folder, partial, meta)
+            meta = _compact(making, meta)
+        making.meta = meta
     return meta
 
 
 def compact_store(folder: Path, store: Store) -> IndexMeta:
     """Writes an index anew without the room that removed pictures took; returns its meta data afterwards."""
     meta = replace(store.meta, generation=store.meta.generation + 1)
-    with _replaced(folder) as partial:
-        copyfile(folder / DATABASE, partial)
-        return _compact(folder, partial, meta)
+    with _replaced(folder) as making:
+        copyfile(folder / DATABASE, making.database)
+        making.meta = meta = _compact(making, meta)
+    return meta
 
 
 def _new_files(
-    folder: Path, meta: IndexMeta, X: RowSource, thumbnails: Iterable[bytes | None]
+    making: _Making, meta: IndexMeta, X: RowSource, thumbnails: Iterable[bytes | None]
 ) -> tuple[IndexMeta, np.ndarray, Places]:
     """Writes the data files of a generation under names that no file has; returns the meta data that names them, the
     checksums of the vectors and the places of the thumbnails."""
-    number = meta.generation
+    folder, number = making.folder, meta.generation
     while any((folder / name).exists() for name in _names(number)):
         number += 1
     vectors, pictures = _names(number)
+    making.files += [folder / vectors, folder / pictures]
     rows, crcs = write_vectors(folder / vectors, X, meta.d, meta.vector_block)
     size, places = write_thumbnails(folder / pictures, thumbnails, rows)
     meta = replace(meta, vectors_file=vectors, vector_rows=rows, thumbnails_file=pictures, thumbnail_bytes=size)
@@ -168,8 +173,9 @@ class Gathered:
         return self._vectors.take(self._rows[rows])
 
 
-def _compact(folder: Path, partial: Path, meta: IndexMeta) -> IndexMeta:
+def _compact(making: _Making, meta: IndexMeta) -> IndexMeta:
     """Writes new files of the pictures that there are, and the database in the making anew with their places."""
+    folder, partial = making.folder, making.database
     small = partial.with_name(f"{partial.name}.small")
     con = duckdb.connect()
     try:
@@ -181,7 +187,7 @@ def _compact(folder: Path, partial: Path, meta: IndexMeta) -> IndexMeta:
         ids, rows, starts, sizes, sums = (np.asarray(column, np.int64) for column in held.values())
         vectors = Vectors(folder / meta.vectors_file, meta.vector_rows, meta.d, meta.vector_block, crcs)
         thumbnails = _thumbnails_at(folder / meta.thumbnails_file, starts, sizes)
-        meta, crcs, places = _new_files(folder, meta, Gathered(vectors, rows), thumbnails)
+        meta, crcs, places = _new_files(making, meta, Gathered(vectors, rows), thumbnails)
         places = places._replace(crc=sums.astype(np.uint32))  # those it was written with: damage must stay damage
         vectors.close()
         con.execute("BEGIN")
@@ -341,17 +347,29 @@ def data_files(folder: Path) -> list[Path]:
     return sorted(p for pattern in DATA_FILES for p in folder.glob(pattern) if not p.is_dir())
 
 
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """The path of a database in the making, which becomes the index's when the block ends, or is as if never begun.
+@dataclass
+class _Making:
+    """A state of an index in the making: its folder, the path of its database, the data files written for it, and, once
+    it is whole, what it says of itself."""
 
-    Whatever happens, the data files that the database which then stands does not name are removed.
+    folder: Path
+    database: Path
+    files: list[Path] = field(default_factory=list)
+    meta: IndexMeta | None = None
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[_Making]:
+    """A state in the making, which becomes the index's when the block ends, or is as if never begun.
+
+    Then the data files that it does not name are removed: those of the earlier state, and what a writer that died has
+    left. Who has one open reads on.
     """
-    partial = folder / f".{DATABASE}.{os.getpid()}.part"
+    making = _Making(folder, folder / f".{DATABASE}.{os.getpid()}.part")
     earlier = inode(folder / DATABASE)
     try:
-        yield partial
-        publish(partial, folder / DATABASE)
+        yield making
+        publish(making.database, folder / DATABASE)
     except (duckdb.Error, RuntimeError, OSError) as e:
         raise_interrupts(e)
         if type(e) is RuntimeError:
@@ -362,12 +380,11 @@ def _replaced(folder: Path) -> Iterator[Path]:
             stands = "the new one has taken its place, but may not outlive a loss of power"
         raise SparsightError(f"cannot write the index {folder}: {reason}; {stands}") from e
     finally:
-        for left in folder.glob(f".*.{os.getpid()}.part*"):
-            left.unlink(missing_ok=True)
-        if (meta := current_meta(folder)) is not None:
-            for path in unused_files(folder, meta):
-                with suppress(OSError):
-                    path.unlink()
+        is_new = inode(folder / DATABASE) not in (earlier, None)
+        unused = unused_files(folder, making.meta) if is_new and making.meta else making.files
+        for path in (*folder.glob(f".*.{os.getpid()}.part*"), *unused):
+            with suppress(OSError):
+                path.unlink()
 
 
 def current_meta(folder: Path) -> IndexMeta | None:
@@ -377,8 +394,3 @@ def current_meta(folder: Path) -> IndexMeta | None:
             return store.meta
     except SparsightError:
         return None
-
-
-def _generation(folder: Path) -> int:
-    meta = current_meta(folder)
-    return meta.generation if meta is not None else 0
