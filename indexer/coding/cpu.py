@@ -37,7 +37,7 @@ from indexer.coding.kernels import (
     solve_by_gram,
     strongest_correlation,
 )
-from indexer.coding.prepared import PreparedDictionary
+from indexer.coding.prepared import BLOCK, PreparedDictionary
 from indexer.config import CoderConfig
 
 WORKING_SET = 64  # atoms that may join a row's support in one round
@@ -50,7 +50,9 @@ class CpuSolver:
 
     def __init__(self, atoms: PreparedDictionary, l1s: list[float], config: CoderConfig, *, gram: bool):
         self.atoms, self.l1s, self.config, self.gram = atoms, l1s, config, gram
-        self.G = atoms.G if gram else np.empty((0, 0), np.float32)
+        m = len(atoms.D)
+        self.G = np.empty((m, m) if gram else (0, 0), np.float32)
+        self.steps = range(0, len(self.G) or 1, BLOCK)
         self._threads = threading.local()
 
     def batch_size(self, memory: int) -> int:
@@ -58,6 +60,13 @@ class CpuSolver:
         m, d = self.atoms.D.shape
         row = m * self.atoms.kind.itemsize * (1 if self.gram or len(self.l1s) == 1 else 2) + 14 * d + 8 * min(m, d)
         return int(np.clip(memory // row, 1, MAX_BATCH))
+
+    def prepare(self, step: int) -> None:
+        """What all batches need of the dictionary; each of `steps` once, in any thread."""
+        if self.gram:
+            self.atoms.gram(step, self.G)
+        if step == 0 and self.atoms.screens:
+            _ = self.atoms.columns, self.atoms.error, self.atoms.norm
 
     def __call__(self, X: Tensor, size: int) -> list[Part]:
         """X (b, d), b ≤ size → its codes at each penalty."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -38,8 +38,18 @@ MEMORY = 128 << 20
 PATH_FLOOR = 1e-3  # of λ_max: the smallest penalty tried for a number of concepts
 
 
+T = TypeVar("T")
+
+
 class Solver(Protocol):
-    """Codes batches of rows at each penalty of a path."""
+    """Codes batches of rows at each penalty of a path.
+
+    Before the first batch `prepare` is called with each of `steps`, from several threads at once.
+    """
+
+    steps: range
+
+    def prepare(self, step: int) -> None: ...
 
     def batch_size(self, memory: int) -> int:
         """How many rows may be given at once, for so many bytes."""
@@ -100,12 +110,14 @@ def encode_path(
     batches = max(1, -(-n // size))
     size = max(1, -(-n // (-(-batches // threads) * threads)))  # every thread gets as many rows
 
+    for _ in _in_threads(solve.prepare, solve.steps, threads):
+        pass
+
     def solve_from(start: int) -> list[Part]:
         return solve(_batch(X, start, start + size, device), size)
 
     parts: list[list[Part]] = []
-    starts = range(0, n, size)
-    for part in _in_threads(solve_from, starts, threads) if threads > 1 and n > size else map(solve_from, starts):
+    for part in _in_threads(solve_from, range(0, n, size), threads):
         parts.append(part)
         if progress:
             progress(len(part[0].gap))
@@ -184,11 +196,14 @@ def _make_solver(solver: str, screening: bool | None, D: Tensor, l1s: list[float
     return CpuSolver(PreparedDictionary(D, screens), l1s, config, gram=solver == "gram")
 
 
-def _in_threads(solve: Callable[[int], list[Part]], starts: range, threads: int) -> Iterator[list[Part]]:
-    """solve(start) for every start, in order, one batch a thread; torch's own threads are off in them."""
+def _in_threads(work: Callable[[int], T], items: range, threads: int) -> Iterator[T]:
+    """work(item) for every item, in order, one item a thread; torch's own threads are off in them."""
+    if threads == 1 or len(items) < 2:
+        yield from map(work, items)
+        return
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield from pool.map(solve, starts)
+        yield from pool.map(work, items)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

@@ -22,6 +22,7 @@ from numba import njit
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered; infinities and NaN keep their meaning
 _compiled = njit(cache=True, nogil=True, fastmath=_FAST)
+_inlined = njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True)  # a call with named tuples costs more
 _BLOCK = 64  # correlations looked at together
 _DEPENDENT = 1e-6  # of an atom's squared norm: what must lie outside the support's span
 _NOISE = 5e-8  # of λ_max: float32 inner products are no better than that
@@ -161,7 +162,7 @@ def _largest(a, n):
     return max(max(max(b0, b1), max(b2, b3)), max(max(b4, b5), max(b6, b7)))
 
 
-@_compiled
+@_inlined
 def _place(a, n, value):
     """The first place of `value`, which is in a[:n]."""
     j = 0
@@ -170,7 +171,7 @@ def _place(a, n, value):
     return j
 
 
-@_compiled
+@_inlined
 def _dot(D, j, A, i):
     """Atom j times row i of A, in float32."""
     total = np.float32(0)
@@ -197,7 +198,7 @@ def _correlate(D, P, start, end, A, i, out, o):
         out[o, a] = _dot(D, P[a], A, i)
 
 
-@_compiled
+@_inlined
 def _columns(j, start, end, problem, work):
     """Fills some columns of row j of the working set's Gram block."""
     if len(problem.G):
@@ -208,7 +209,7 @@ def _columns(j, start, end, problem, work):
         _correlate(problem.D, work.P, start, end, problem.D, work.P[j], work.G, j)
 
 
-@_compiled
+@_inlined
 def _fill(j, problem, work, p):
     """Row j of the working set's Gram block, where it is not there yet."""
     if not work.have[j]:
@@ -216,7 +217,7 @@ def _fill(j, problem, work, p):
         work.have[j] = True
 
 
-@_compiled
+@_inlined
 def _enter(j, level, support, k, kappa):
     """Borders H by atom j, whose H G_Sj is u and whose Schur complement is kappa."""
     S, w, H, _, u = support
@@ -232,7 +233,7 @@ def _enter(j, level, support, k, kappa):
     return k + 1
 
 
-@_compiled
+@_inlined
 def _leave(i, support, k):
     """Takes the i-th atom out of the support; the last one moves to its place."""
     S, w, H = support.S, support.w, support.H
@@ -254,7 +255,7 @@ def _leave(i, support, k):
     return k
 
 
-@_compiled
+@_inlined
 def _direction(j, G, support, k):
     """u = H G_Sj and the Schur complement of atom j."""
     S, _, H, c, u = support
@@ -270,7 +271,7 @@ def _direction(j, G, support, k):
     return kappa
 
 
-@_compiled
+@_inlined
 def _subtract(G, chosen, w, k, out, n):
     """out[:n] −= Σ_s w_s G[chosen_s, :n] over k rows, four at a time."""
     whole = k // 4 * 4
@@ -285,14 +286,14 @@ def _subtract(G, chosen, w, k, out, n):
             out[a] -= w0 * G[r0, a]
 
 
-@_compiled
+@_inlined
 def _gradients(lam, work, p, support, k):
     for a in range(p):
         work.g[a] = work.q[a] - lam
     _subtract(work.G, support.S, support.w, k, work.g, p)
 
 
-@_compiled
+@_inlined
 def _next(eps, problem, i, work, p):
     """The atom to be driven, whose gradient is the largest and above eps; −1: there is none."""
     while True:
@@ -398,14 +399,14 @@ def _residual(X, i, D, S, w, k, r):
 # The way by the Gram matrix: all correlations follow from those of x.
 
 
-@_compiled
+@_inlined
 def _widen(rough, i, bits):
     """Row i of rough correlations as the bits of float32."""
     for j in range(len(bits)):
         bits[j] = np.int32(rough.bits[i, j]) << rough.shift
 
 
-@_compiled
+@_inlined
 def _above(a, limit):
     """How many of a are above the limit."""
     n, whole = 0, len(a) // _BLOCK * _BLOCK
@@ -436,7 +437,7 @@ def _places_above(a, limit, found):
     return n
 
 
-@_compiled
+@_inlined
 def _find_peak(problem, rough, i, scratch, peaks):
     D, X, row, found = problem.D, problem.X, scratch.row, scratch.found
     top = _largest(row, len(row))
@@ -450,13 +451,10 @@ def _find_peak(problem, rough, i, scratch, peaks):
             if exact > best:
                 best, atom = exact, found[a]
         peaks.value[i], peaks.atom[i] = best, atom
-    total = 0.0
-    for t in range(X.shape[1]):
-        total += np.float64(X[i, t]) * np.float64(X[i, t])
-    peaks.square[i] = total
+    peaks.square[i] = _dot(X, i, X, i)
 
 
-@_compiled
+@_inlined
 def _upper(row, rough, i):
     """Makes rough correlations upper bounds of the true ones."""
     slack, rounding = np.float32(rough.slack[i]), np.float32(rough.rounding)
@@ -465,7 +463,7 @@ def _upper(row, rough, i):
             row[j] += slack + rounding * abs(row[j])
 
 
-@_compiled
+@_inlined
 def _single(row, G, j, w, limit):
     """Whether no row − w G_j is above the limit: then the code that gives atom j the weight w is optimal."""
     whole = len(row) // _BLOCK * _BLOCK
@@ -481,7 +479,7 @@ def _single(row, G, j, w, limit):
     return hits == 0
 
 
-@_compiled
+@_inlined
 def _threshold(left, limit, room):
     """A limit that at most `room` of `left` are above, and about so many where more are above the one given."""
     if _above(left, limit) <= room:
@@ -499,7 +497,7 @@ def _threshold(left, limit, room):
     return high
 
 
-@_compiled
+@_inlined
 def _join(row, found, n, work, p, exact):
     """Takes n atoms into the working set; in `row` they are marked by −∞. Gram rows that it has grow."""
     for a in range(n):
@@ -508,7 +506,7 @@ def _join(row, found, n, work, p, exact):
     return p + n
 
 
-@_compiled
+@_inlined
 def _lengthen(problem, work, old, p):
     """Fills the new columns of the Gram rows that the working set has."""
     for s in range(old):
@@ -550,7 +548,7 @@ def _refine(lam, problem, i, work, support, k, ids, r):
             w[a] += H[a, b] * c[b]
 
 
-@_compiled
+@_inlined
 def _solve_row(lam, eps, problem, i, exact, scratch, work, p, support, k):
     """Grows the working set of row i until no atom outside it violates; returns the support's size.
 
@@ -577,7 +575,7 @@ def _solve_row(lam, eps, problem, i, exact, scratch, work, p, support, k):
     return k
 
 
-@_compiled
+@_inlined
 def _finish(lam, eps, tol, problem, i, square, scratch, work, support, k, rows):
     """Writes row i's code and its gap; takes atoms without a weight out of the support, and returns its size."""
     S, w, ids, r = support.S, support.w, scratch.ids, scratch.r
@@ -631,7 +629,7 @@ def _refit(problem, i, work, support, k, rows, ids, r):
     rows.sizes[i] = n
 
 
-@_compiled
+@_inlined
 def _only(work, support, k, own):
     """Copies a working set's support, which is all of the working set `own` then."""
     S = support.S
@@ -685,7 +683,9 @@ def solve_by_gram(problem, rough, first, l1, relative, tol, refit, peaks, rows):
         if open_:
             k = _solve_row(lam, eps, problem, i, rough.slack[i] == 0, scratch, work, p, support, k)
         k = _finish(lam, eps, tol, problem, i, peaks.square[i], scratch, work, support, k, rows)
-        if refit:
+        if refit and k == 1:
+            rows.weights[i, 0] = work.q[support.S[0]] * support.H[0, 0]
+        elif refit:
             _only(work, support, k, own)
             _refit(problem, i, own, support, k, rows, scratch.ids, scratch.r)
 

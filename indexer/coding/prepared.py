@@ -11,7 +11,8 @@ from torch import Tensor
 
 from indexer.coding.pivoting import precise
 
-CORRELATION = 2.0**-9  # what rounding to bfloat16 may change of a number, relatively
+ROUNDING = 2.0**-9  # what rounding to bfloat16 may change of a number, relatively
+BLOCK = 128  # rows of D Dᵀ that are multiplied at once
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -24,21 +25,21 @@ class PreparedDictionary:
     """A dictionary D (m, d) on its device.
 
     screens: whether `correlate` multiplies in bfloat16. It only screens: the error is bounded row by row (the
-    rounding of x and of D by norm, the sum's by d), and whatever the bound leaves open is computed in float32.
+    rounding of x and of D by their norms, the sum's by d), and whatever the bound leaves open is computed in float32.
     """
 
     D: Tensor
     screens: bool = False
 
-    @cached_property
-    def G(self) -> np.ndarray:
-        """D Dᵀ (m, m) on a CPU; numpy knows that the product is symmetric, which halves the work."""
-        D = self.D.numpy()
-        return D @ D.T
+    def gram(self, start: int, G: np.ndarray) -> None:
+        """Writes the rows from `start` on, BLOCK of them, of D Dᵀ to G (m, m): left of their end, and mirrored."""
+        end, out = start + BLOCK, torch.from_numpy(G)
+        out[start:end, :end] = self.D[start:end] @ self.D[:end].T
+        out[:start, start:end] = out[start:end, :start].T
 
     @cached_property
     def exact_G(self) -> Tensor:
-        """G in float64 where the device has it."""
+        """D Dᵀ in float64 where the device has it."""
         D = self.D.to(precise(self.D.device))
         return D @ D.T
 
@@ -64,23 +65,21 @@ class PreparedDictionary:
     @property
     def rounding(self) -> float:
         """How far a correlation may be from its rounded value, relatively, beside the bound of `correlate`."""
-        return CORRELATION if self.screens else 0.0
+        return ROUNDING if self.screens else 0.0
 
     def correlate(self, R: np.ndarray, out: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """R Dᵀ (b, m) as integers that sort alike, in `out`, and a bound (b,) on what rounding did to a row of it.
 
         The bound does not count the rounding of the result itself (`rounding`): that keeps order, and so does `keys`.
         """
-        r, d = torch.from_numpy(R), R.shape[1]
-        norm = r.norm(dim=1)
-        slack = d * 2.0**-23 * 1.01 * self.norm * norm  # of d products and sums in float32
-        if not self.screens:
-            C = torch.mm(r, self.D.T, out=out[: len(r)])
-            return C.view(torch.int32).numpy(), slack.numpy()
-        rough = r.bfloat16()
-        C = torch.mm(rough, self.columns, out=out[: len(r)])
-        bound = self.error * norm + 1.004 * self.norm * (r - rough.float()).norm(dim=1) + slack
-        return C.view(torch.int16).numpy(), bound.numpy()
+        r = torch.from_numpy(R)
+        norm = r.norm(dim=1).numpy()
+        slack = R.shape[1] * 2.0**-23 * 1.01 * self.norm  # of d products and sums in float32
+        if self.screens:
+            C = torch.mm(r.bfloat16(), self.columns, out=out[: len(r)])
+            return C.view(torch.int16).numpy(), norm * np.float32(self.error + 1.004 * ROUNDING * self.norm + slack)
+        C = torch.mm(r, self.D.T, out=out[: len(r)])
+        return C.view(torch.int32).numpy(), norm * np.float32(slack)
 
     def keys(self, values: np.ndarray) -> np.ndarray:
         """Thresholds (b,) → the integers that `correlate` would make of them, or the next below; all pass one ≤ 0."""

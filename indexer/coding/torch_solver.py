@@ -24,7 +24,10 @@ class TorchSolver:
     """Solves batches of rows at each of the penalties l1s."""
 
     def __init__(self, atoms: PreparedDictionary, l1s: list[float], config: CoderConfig):
-        self.atoms, self.l1s, self.config = atoms, l1s, config
+        self.atoms, self.l1s, self.config, self.steps = atoms, l1s, config, range(0)
+
+    def prepare(self, step: int) -> None:
+        """Nothing: there are no steps."""
 
     def batch_size(self, memory: int) -> int:
         """Rows whose correlations, residuals, tableaux and their atoms fit in `memory` bytes."""
