@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
-from eval.bench.coder import GEMM, OURS, TOL, Iterative, claims, ours, relative_gaps, scikit_learn, synthetic
+from eval.bench.coder import claims
+from eval.bench.coder_baselines import GEMM, OURS, TOL, Iterative, ours, relative_gaps, scikit_learn
+from eval.bench.coder_data import mixtures, synthetic
 from eval.bench.common import table
 
 
@@ -17,7 +19,8 @@ def problem():
 
 
 def test_rows_and_atoms_are_unit(problem):
-    for A in problem[:2]:
+    X, D, _ = problem
+    for A in (X, D, mixtures(D, 20)):
         np.testing.assert_allclose(np.linalg.norm(A, axis=1), 1, rtol=1e-5)
 
 

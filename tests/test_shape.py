@@ -14,9 +14,7 @@ PACKAGES = ("training", "indexer", "search", "eval")
 MOST_LINES_OF_FILE, MOST_LINES_OF_FUNCTION = 400, 60
 KERNELS = {"indexer/coding/kernels.py", "search/kernels.py"}
 # What is longer today. Entries may go and numbers may fall; nothing may be added.
-LONG_FILES = {
-    "eval/bench/coder.py": 418,
-}
+LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS = {
     "indexer/store/postings.py:_pack": 63,
 }

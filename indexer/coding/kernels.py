@@ -26,7 +26,7 @@ _inlined = njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True)  # a c
 _BLOCK = 64  # correlations looked at together
 _DEPENDENT = 1e-6  # of an atom's squared norm: what must lie outside the support's span
 _NOISE = 5e-8  # of λ_max: float32 inner products are no better than that
-_CERTIFIED = 2e-6  # of ‖x‖ / λ: a gap below it needs residuals in float64
+_CERTIFIED = 1e-6  # of ‖x‖ / λ: a gap below it needs residuals in float64
 _ROUNDS = 100
 _FIRST_ROOM, _ROOM = 16, 64  # atoms that join a working set at first, and at most
 

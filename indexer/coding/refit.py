@@ -9,7 +9,7 @@ from indexer.coding.pivoting import nonnegative, precise
 from indexer.coding.prepared import PreparedDictionary
 
 BYTES = 64 << 20  # of the atoms gathered at once
-GRAM_ATOMS = 4096  # up to so many atoms their Gram matrix is made once; else each support's own is
+GRAM_ATOMS = 4096  # up to so many atoms their Gram matrix is made, where the supports' own are not less work
 
 
 def refit_batch(atoms: PreparedDictionary, X: Tensor, P: Tensor, W: Tensor) -> Tensor:
@@ -22,7 +22,8 @@ def refit_batch(atoms: PreparedDictionary, X: Tensor, P: Tensor, W: Tensor) -> T
     order = sizes.argsort()
     ends = torch.unique_consecutive((sizes[order] + 3) // 4, return_counts=True)[1].cumsum(0).tolist()
     exact = precise(X.device)
-    held = atoms.exact_G if len(atoms.D) <= min(GRAM_ATOMS, 4 * len(X)) else None
+    m, pairs = len(atoms.D), int(sizes.square().sum())
+    held = atoms.exact_G if m <= GRAM_ATOMS and pairs > m**2 // 2 else None
     for start, end in zip([0, *ends], ends, strict=False):
         k = int(sizes[order[end - 1]])
         if k == 0:
