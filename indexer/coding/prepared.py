@@ -11,7 +11,7 @@ from torch import Tensor
 
 from indexer.coding.pivoting import precise
 
-ROUNDING = 2.0**-9  # what rounding to bfloat16 may change of a number, relatively
+ROUNDING = 1.002 * 2.0**-9  # what rounding to bfloat16 may change of a number, as a part of what comes out
 BLOCK = 128  # rows of D Dᵀ that are multiplied at once
 
 
