@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,6 @@ from indexer.plan import Plan, plan_addition
 from indexer.store import (
     Change,
     Classes,
-    Described,
     Journal,
     Moved,
     Pictures,
@@ -187,8 +186,7 @@ def _change(
         with progress("code", len(X)) as step:
             codes = encode_sparse(X, store.dictionary(), store.meta.coder, device=encoder.device, progress=step)
         described = describe_files(paths, read, journal, None)
-        labels = {"splits": [places[p][0] for p in paths], "labels": [places[p][1] for p in paths]}
-        described = Described(**{**vars(described), **labels})
+        described = replace(described, splits=[places[p][0] for p in paths], labels=[places[p][1] for p in paths])
         added = Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described)
     held = set(store.skipped()) if skipped else set()
     return Change(

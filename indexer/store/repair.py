@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 
@@ -43,10 +43,9 @@ def repair(folder: Path) -> list[str]:
             open_database(folder).close()
         except SparsightError as e:
             raise SparsightError(f"{doctor.cause(e)}; nothing of it can be read, {AGAIN}") from e
-    left = lock.leftovers(folder)
-    done = [f"removed {path.name}, left by a writer that died" for path in left]
+    done = [f"removed {path.name}, left by a writer that died" for path in lock.leftovers(folder)]
     with lock.writing(folder, "doctor"):
-        for path in left:
+        for path in lock.leftovers(folder):  # asked again: a writer that was alive may have named its files since
             path.unlink(missing_ok=True)
         if os.path.lexists(folder / WAL):
             aside = _free_name(folder / WAL)
@@ -144,7 +143,7 @@ def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str], _Lost
         thumbnails=_thumbnails(store, ids, lost),
     )
     contents = Contents(
-        meta=replace(store.meta),
+        meta=store.meta,
         pictures=Pictures(X=X, W=W, l1=l1, gap=gap, described=described),
         dictionary=dictionary,
         classes=store.classes(),
