@@ -6,31 +6,34 @@
         for hit in index.search("a fire engine", k=3):
             print(hit.score, hit.path, [concept.name for concept in hit.concepts])
 
-This module is the public door, and holds the root command. It is light: what a name stands for is imported when the
-name is first used, and a command when it is called.
+This module is the public door, and holds the root command, `main`. It is light: what a name stands for is imported when
+the name is first used, and a command when it is called.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import click
-
-from training.commands import Group
-from training.errors import CallError, SparsightError
+from training.signals import run_program
 
 if TYPE_CHECKING:
+    import click
+
     from indexer.coding import SparseCoder
     from search.index import Index
     from training.encoders import open_encoder
+    from training.errors import CallError, SparsightError
 
     __version__: str
+    main: click.Group
 
 __all__ = ["CallError", "Index", "SparseCoder", "SparsightError", "__version__", "main", "open", "open_encoder"]
 
 NAMES = {  # public name → the module that defines it
+    "CallError": "training.errors",
+    "SparsightError": "training.errors",
     "Index": "search.index",
     "SparseCoder": "indexer.coding",
     "open_encoder": "training.encoders",
@@ -54,6 +57,8 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         value: object = version("sparsight")
+    elif name == "main":
+        value = _root_command()
     elif name in NAMES:
         value = getattr(import_module(NAMES[name]), name)
     else:
@@ -66,57 +71,41 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class Lazy(NamedTuple):
-    """Where a command is, and what the list of commands says of it."""
-
-    module: str
-    attribute: str
-    help: str
-
-
-class LazyGroup(Group):
-    """A group that imports a command when it is called or asked for its own help, not to list it."""
-
-    def __init__(self, *args: Any, lazy: dict[str, Lazy], **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.lazy = lazy
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.lazy)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.lazy:
-            return None
-        return getattr(import_module(self.lazy[name].module), self.lazy[name].attribute)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.help) for name, command in self.lazy.items()])
-
-
-COMMANDS = {
-    "index": Lazy("indexer.cli", "index", "Encodes pictures and builds both indexes."),
-    "add": Lazy("indexer.cli", "add", "Adds new and changed pictures to an index."),
-    "remove": Lazy("indexer.cli", "remove", "Removes pictures from an index, never their files."),
-    "compact": Lazy("indexer.cli", "compact", "Gives back the room that removed pictures take."),
-    "doctor": Lazy("indexer.cli", "doctor", "Checks all of an index, and repairs it."),
-    "search": Lazy("search.cli", "search", "Finds pictures by a text, a picture, or concepts."),
-    "classify": Lazy("search.cli", "classify", "Zero-shot classification of pictures."),
-    "concepts": Lazy("search.cli", "concepts", "Lists concepts, and shows the pictures that hold one."),
-    "explain": Lazy("search.cli", "explain", "Shows what each concept adds to a picture's score."),
-    "sql": Lazy("indexer.exchange.cli", "sql", "Answers one SQL query on an index."),
-    "export": Lazy("indexer.exchange.cli", "export", "Writes an index as plain files."),
-    "import": Lazy("indexer.exchange.cli", "import_", "Builds an index from files that `export` wrote."),
-    "train": Lazy("training.cli", "train", "Trains an encoder on CIFAR-10's captions."),
-    "eval": Lazy("eval.cli", "evaluate", "Writes the report: dense against sparse."),
+COMMANDS = {  # name → the module and the attribute that is the command, and what the list of commands says of it
+    "index": ("indexer.cli", "index", "Encodes pictures and builds both indexes."),
+    "add": ("indexer.cli", "add", "Adds new and changed pictures to an index."),
+    "remove": ("indexer.cli", "remove", "Removes pictures from an index, never their files."),
+    "compact": ("indexer.cli", "compact", "Gives back the room that removed pictures take."),
+    "doctor": ("indexer.cli", "doctor", "Checks all of an index, and repairs it."),
+    "search": ("search.cli", "search", "Finds pictures by a text, a picture, or concepts."),
+    "classify": ("search.cli", "classify", "Zero-shot classification of pictures."),
+    "concepts": ("search.cli", "concepts", "Lists concepts, and shows the pictures that hold one."),
+    "explain": ("search.cli", "explain", "Shows what each concept adds to a picture's score."),
+    "sql": ("indexer.exchange.cli", "sql", "Answers one SQL query on an index."),
+    "export": ("indexer.exchange.cli", "export", "Writes an index as plain files."),
+    "import": ("indexer.exchange.cli", "import_", "Builds an index from files that `export` wrote."),
+    "train": ("training.cli", "train", "Trains an encoder on CIFAR-10's captions."),
+    "eval": ("eval.cli", "evaluate", "Writes the report: dense against sparse."),
 }
 
 
-@click.group(cls=LazyGroup, lazy=COMMANDS)
-@click.version_option(package_name="sparsight", message="%(version)s")
-def main() -> None:
-    """Finds and explains pictures by concept."""
+def _root_command() -> click.Group:
+    import click
+
+    from training.commands import LazyGroup
+
+    @click.group(cls=LazyGroup, lazy=COMMANDS)
+    @click.version_option(package_name="sparsight", message="%(version)s")
+    def main() -> None:
+        """Finds and explains pictures by concept."""
+
+    return main
+
+
+def run() -> None:
+    """The program `sparsight`."""
+    run_program("sparsight", "main")
 
 
 if __name__ == "__main__":
-    main()
+    run()

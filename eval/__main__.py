@@ -1,3 +1,3 @@
-from eval.cli import evaluate
+from training.signals import run_program
 
-evaluate()
+run_program("eval.cli", "evaluate")

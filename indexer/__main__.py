@@ -1,3 +1,3 @@
-from indexer.cli import builds
+from training.signals import run_program
 
-builds()
+run_program("indexer.cli", "builds")

@@ -1,3 +1,3 @@
-from search.cli import queries
+from training.signals import run_program
 
-queries()
+run_program("search.cli", "queries")

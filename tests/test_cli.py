@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 import duckdb
 import pytest
 from PIL import Image
+from programs import begin
 
 from indexer.store import DATABASE, Store
 from sparsight import main
@@ -138,12 +138,7 @@ def test_index_without_data_uses_the_bundled_embeddings_and_says_so(run, tmp_pat
 
 def test_a_broken_off_index_leaves_the_earlier_one(bundled_index):
     before = {f.name: f.read_bytes() for f in bundled_index.iterdir()}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "indexer", "index", "--bundled", "--index", str(bundled_index)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    process = begin("index", "--bundled", "--index", bundled_index)
     assert process.stderr is not None
     while "encoder" not in (line := process.stderr.readline()):
         assert line, "the build ended before it began"

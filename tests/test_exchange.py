@@ -7,6 +7,7 @@ import os
 from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import duckdb
@@ -100,6 +101,7 @@ def test_a_large_table_is_cut_into_parts(index, tmp_path, format, part, files, o
     names = [f"vectors.{format}", *(f"vectors-{i}.{format}" for i in range(2, files + 1))]
     assert {p.name for p in out.glob("vectors*")} == set(names)
     assert len(list(out.glob("thumbnails*"))) == of_thumbnails  # these are larger
+    assert len(list(out.glob("codes*"))) == ceil(12 / (4 * part))  # a picture has few of them
     import_index(tmp_path / "new", out)
     assert everything(tmp_path / "new") == everything(index)
     (out / names[-1]).unlink()

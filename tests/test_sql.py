@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import pytest
 from contents import make_contents
+from programs import begin
 
 from indexer.exchange.sql import Query
 from indexer.store import DATABASE, write_store
@@ -212,15 +213,7 @@ def test_a_query_beyond_its_memory_is_one_line(index):
 
 @pytest.mark.parametrize("query", ["SELECT count(*) FROM range(1000000000000) t(i) WHERE hash(i) = 7"])
 def test_ctrl_c_ends_a_query(index, query):
-    code = "import sparsight, indexer.exchange.tables\nprint('x', flush=True)\nsparsight.main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "sql", query, "--index", str(index)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
+    process = begin("sql", query, "--index", index)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1.5)
     process.send_signal(signal.SIGINT)

@@ -1,5 +1,5 @@
 """`python -m training` is `sparsight train`."""
 
-from training.cli import train
+from training.signals import run_program
 
-train()
+run_program("training.cli", "train")

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from training.errors import SparsightError
+from training.signals import end_by_signal, noted_signals
 from training.terminal import printable
 
 index_option = click.option(
@@ -51,34 +51,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 k_option = click.option("-k", type=int, default=10, show_default=True, help="How many to return.")
 
 
-@contextmanager
-def noted_signals() -> Iterator[list[signal.Signals]]:
-    """Lists the signals that ask this process to end, in the order of their coming.
-
-    SIGTERM is handled as Ctrl-C is: each of the two also raises `KeyboardInterrupt`, so that a command ends with
-    nothing half done. Some libraries turn that into an error of their own. A command that ends by any error after a
-    signal was therefore interrupted, and this list tells.
-    """
-    received: list[signal.Signals] = []
-
-    def note(number: int, frame: object) -> NoReturn:
-        received.append(signal.Signals(number))
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
-        yield received
-        return
-    ending = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
-    before = {s: signal.signal(s, note) for s in ending}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class _OneLineErrors(click.Command):
     """A command whose errors are one line on stderr each, with exit code 1, 2, 130 or 143; never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as e:
+            raise click.Abort from e  # click itself prints an empty line first
 
     def main(
         self,
@@ -100,7 +80,7 @@ class _OneLineErrors(click.Command):
                 sys.exit(0)
             except (Exception, KeyboardInterrupt) as e:
                 if received:  # whatever error a library made of it
-                    _end_by_signal(received[0])
+                    end_by_signal(received[0])
                 _tell(e)
 
 
@@ -114,17 +94,12 @@ def _tell(e: BaseException) -> NoReturn:
     if isinstance(e, click.ClickException):
         _fail(e.format_message(), e.exit_code)
     if isinstance(e, click.Abort | KeyboardInterrupt):
-        _end_by_signal(signal.SIGINT)
+        end_by_signal(signal.SIGINT)
     if isinstance(e, OSError):  # about a path that the command did not check itself
         _fail(f"{e.strerror or e}: {e.filename}" if e.filename else str(e), 1)
     if isinstance(e, MemoryError):
         _fail("out of memory", 1)
     raise e
-
-
-def _end_by_signal(number: signal.Signals) -> NoReturn:
-    """Ends a command that a signal interrupted, with the exit code that a shell gives it: 130 for Ctrl-C."""
-    _fail("interrupted" if number == signal.SIGINT else "terminated", 128 + number)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -140,3 +115,27 @@ class Group(_OneLineErrors, click.Group):
     """A click group with one-line errors."""
 
     command_class = Command
+
+
+class LazyGroup(Group):
+    """A group that imports a command when it is called or asked for its own help, not to list it.
+
+    lazy: by name, the module and the attribute that is the command, and what the list of commands says of it.
+    """
+
+    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str, str]], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.lazy:
+            return None
+        module, attribute, _ = self.lazy[name]
+        return getattr(import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, said) for name, (_, _, said) in self.lazy.items()])

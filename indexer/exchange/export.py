@@ -89,13 +89,18 @@ def _registered(con: duckdb.DuckDBPyConnection, parts: Iterator[tuple[Columns, s
 
 
 def _codes(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
-    W = store.codes().tocoo()
-    codes = {"image_id": store.image_ids[W.row].astype(np.int32), "concept_id": W.col, "weight": W.data}
-    yield (
-        codes,
-        "SELECT c.*, i.path, k.name AS concept FROM part c JOIN images i USING (image_id) "
-        "JOIN concepts k USING (concept_id) ORDER BY image_id, concept_id",
-    )
+    codes = store.codes()
+    size = 4 * part  # a picture has few of them
+    for start in range(0, max(1, len(store)), size):
+        W = codes[start : start + size].tocoo()
+        ids = store.image_ids[start : start + size]
+        columns = {"image_id": ids[W.row].astype(np.int32), "concept_id": W.col, "weight": W.data}
+        among = f"BETWEEN {ids[0]} AND {ids[-1]}" if len(ids) else "< 0"  # so that only their rows are joined
+        yield (
+            columns,
+            f"SELECT c.*, i.path, k.name AS concept FROM part c JOIN (FROM images WHERE image_id {among}) i "
+            "USING (image_id) JOIN concepts k USING (concept_id) ORDER BY image_id, concept_id",
+        )
 
 
 def _vectors(store: Store, part: int) -> Iterator[tuple[Columns, str]]:

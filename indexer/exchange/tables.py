@@ -14,7 +14,7 @@ from indexer.store.schema import TABLES, Column
 EXPORT = 2  # the version of these files; theirs alone, whatever the database's format
 READABLE = ("1", "2")  # 1 knows neither the size nor the time of change of files, nor their root folder
 FORMATS = ("parquet", "jsonl")
-PART = 1 << 15  # rows of a table that one file takes at most
+PART = 1 << 15  # pictures of which one file holds the vectors at most, or four times as many codes
 
 
 def _plain(table: str) -> tuple[Column, ...]:

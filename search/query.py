@@ -1,0 +1,150 @@
+"""A query: what is looked for, what is left out, and how the answer is put together.
+
+The command line, Python and the REST interface all spell the same `Query`; as JSON it is `to_dict()`, and `from_dict`
+reads it back. What it means is told, with the formulas, in docs/search.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from training.errors import CallError
+
+Kind = Literal["text", "picture", "concept"]
+QueryMode = Literal["hybrid", "sparse", "dense"]
+GroupBy = Literal["label", "near"]
+KINDS, QUERY_MODES, GROUPINGS = get_args(Kind), get_args(QueryMode), get_args(GroupBy)
+MOST_TERMS = 64
+MOST_HITS = 100_000
+MOST_WEIGHT = 1e6
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of the sum that is looked for.
+
+    kind: `text`; `picture`, a file, or the id or path of a picture of the index; `concept`, a name of the dictionary.
+    weight: how much it counts; below 0 it counts against a picture.
+    """
+
+    kind: Kind
+    value: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise CallError(f"a term's kind is {self.kind!r}: it must be one of {', '.join(KINDS)}")
+        if not isinstance(self.value, str) or not self.value.strip():
+            raise CallError("the query is empty: give a word or a few")
+        if not _number(self.weight) or self.weight == 0:
+            raise CallError(f"the weight of {self.value!r} is {self.weight!r}: it must be a number other than 0")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What pictures are asked for.
+
+    terms: the sum that they are scored by; may be empty where filters alone choose. Filters, of which each must hold:
+    require, forbid: concepts that a picture's code holds, or does not; labels, splits: one of these; path: a pattern
+    in which `*` stands for any characters and `?` for one; where: an SQL condition on the table `images`.
+    mode: which index answers (docs/search.md); None: `hybrid`, or `sparse` where only concepts are asked for.
+    fuse: order by the ranks in both indexes (reciprocal rank fusion). diverse: from 0, by score alone, to below 1, the
+    more unlike those before (maximal marginal relevance). group_by: one hit a label, or one of near-duplicates.
+    k: how many. all: also what scores no higher than an unrelated text would.
+    Raises `CallError` where a value makes no sense.
+    """
+
+    terms: tuple[Term, ...] = ()
+    require: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    path: str | None = None
+    where: str | None = None
+    mode: QueryMode | None = None
+    fuse: bool = False
+    diverse: float = 0.0
+    group_by: GroupBy | None = None
+    k: int = 10
+    all: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
+            raise CallError(f"k is {self.k!r}: it must be at least 1")
+        if self.k > MOST_HITS:
+            raise CallError(f"k is {self.k}: it must be at most {MOST_HITS}")
+        if self.mode not in (None, *QUERY_MODES):
+            raise CallError(f"mode is {self.mode!r}: it must be one of {', '.join(QUERY_MODES)}")
+        if self.group_by not in (None, *GROUPINGS):
+            raise CallError(f"group_by is {self.group_by!r}: it must be one of {', '.join(GROUPINGS)}")
+        if not _number(self.diverse) or not 0 <= self.diverse < 1:
+            raise CallError(f"diverse is {self.diverse!r}: it must be a number from 0 to below 1")
+        if self.fuse and self.mode in ("sparse", "dense"):
+            raise CallError(f"ranks are fused in mode hybrid, not {self.mode}: leave one of them out")
+        if len(self.terms) > MOST_TERMS:
+            raise CallError(f"the query has {len(self.terms)} terms: at most {MOST_TERMS} are taken")
+        if not self.terms and not self.filters():
+            raise CallError("the query is empty: give a text, a picture, a concept, or a filter")
+
+    @property
+    def resolved_mode(self) -> QueryMode:
+        """The mode that answers, where None leaves the choice."""
+        if self.mode:
+            return self.mode
+        return "sparse" if all(term.kind == "concept" for term in self.terms) else "hybrid"
+
+    def filters(self) -> dict[str, object]:
+        """The filters that are set, by the names of their fields."""
+        return {name: getattr(self, name) for name in FILTERS if getattr(self, name)}
+
+    def to_dict(self) -> dict[str, object]:
+        """The query as JSON holds it: what is as it always is, is left out."""
+        held = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return held | ({"terms": [asdict(term) for term in self.terms]} if self.terms else {})
+
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any]) -> Query:
+        """The query that `to_dict` wrote. Raises `CallError` for what is no query."""
+        if not isinstance(held, Mapping):
+            raise CallError(f"a query is an object, not {type(held).__name__}")
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(held) - known):
+            raise CallError(f"a query has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
+        terms = held.get("terms", ())
+        if not isinstance(terms, list | tuple):
+            raise CallError("the terms of a query are a list")
+        lists: dict[str, Any] = {name: _texts(name, held[name]) for name in LISTS if name in held}
+        rest = {name: value for name, value in held.items() if name not in ("terms", *LISTS)}
+        for name in ("path", "where"):
+            if not isinstance(rest.get(name), str | None):
+                raise CallError(f"{name} is a text, not {rest[name]!r}")
+        for name in ("fuse", "all"):
+            if not isinstance(rest.get(name, False), bool):
+                raise CallError(f"{name} is true or false, not {rest[name]!r}")
+        return cls(terms=tuple(_term(term) for term in terms), **lists, **rest)
+
+    def with_terms(self, *terms: Term) -> Query:
+        """The same query with other terms."""
+        return replace(self, terms=terms)
+
+
+LISTS = ("require", "forbid", "labels", "splits")
+FILTERS = (*LISTS, "path", "where")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_WEIGHT
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise CallError(f"{name} is a list of texts, not {value!r}")
+    return tuple(value)
+
+
+def _term(held: object) -> Term:
+    if not isinstance(held, Mapping) or not {"kind", "value"} <= set(held) <= {"kind", "value", "weight"}:
+        raise CallError(f"a term has a kind, a value, and may have a weight; this one is {held!r}")
+    return Term(**held)

@@ -1,0 +1,56 @@
+"""A program that is asked to end says so in one line, whenever that is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+
+import pytest
+from programs import begin
+
+from training.signals import noted_signals
+
+SOAK = "SPARSIGHT_SOAK" in os.environ
+ENDS = {signal.SIGINT: (130, "Error: interrupted"), signal.SIGTERM: (143, "Error: terminated")}
+
+
+@pytest.mark.parametrize("send", ENDS)
+@pytest.mark.parametrize("command", ["search truck", "search --picture 3", "doctor", "sql", "export", "--help"])
+def test_a_signal_at_any_moment(small_index, tmp_path, command, send):
+    """At random ones: while it imports, reads, computes, writes, or when all is done."""
+    name, *more = command.split()
+    arguments = [name, *more, *([] if name.startswith("-") else ["--index", small_index])]
+    if name == "sql":
+        arguments.append("SELECT count(*) FROM postings")
+    started, took = time.monotonic(), 0.0
+    for i in range(21 if SOAK else 5):
+        out = [tmp_path / str(i)] if name == "export" else []
+        process = begin(*arguments, *out)
+        if i:  # the first goes to its end, to tell how long it takes
+            time.sleep(random.uniform(0, took))
+            process.send_signal(send)
+        _, stderr = process.communicate(timeout=120)
+        took = took or time.monotonic() - started
+        said = (process.returncode, stderr.strip().splitlines()[-1] if stderr.strip() else "")
+        assert said == ENDS[send] or process.returncode == 0, stderr
+        assert not {"Traceback", "ignored"} & set(stderr.split()), stderr
+        assert not list(tmp_path.glob(".*.part"))
+
+
+def test_an_interrupt_where_nothing_can_be_raised_comes_again():
+    """Python drops an exception that is raised in a finaliser."""
+
+    class Last:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with noted_signals() as received:
+        last = Last()
+        with contextlib.suppress(KeyboardInterrupt):
+            del last
+            time.sleep(60)
+            pytest.fail("the signal was lost")
+    assert received[0] == signal.SIGTERM
