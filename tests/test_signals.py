@@ -26,7 +26,7 @@ def test_a_signal_at_any_moment(small_index, tmp_path, command, send):
     if name == "sql":
         arguments.append("SELECT count(*) FROM postings")
     started, took = time.monotonic(), 0.0
-    for i in range(21 if SOAK else 5):
+    for i in range(21 if SOAK else 4):
         out = [tmp_path / str(i)] if name == "export" else []
         process = begin(*arguments, *out)
         if i:  # the first goes to its end, to tell how long it takes

@@ -5,7 +5,6 @@ Light on purpose: a program calls `run_program` before it imports anything that 
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import sys
@@ -49,7 +48,7 @@ def noted_signals() -> Iterator[list[signal.Signals]]:
     def ask_again(lost: sys.UnraisableHookArgs) -> None:
         """Where Python could not raise the interrupt, as in a finaliser, it would be dropped with a traceback."""
         if received and issubclass(lost.exc_type, KeyboardInterrupt):
-            again = threading.Timer(0.02, _thread.interrupt_main, [received[0]])
+            again = threading.Timer(0.02, signal.pthread_kill, [threading.main_thread().ident, received[0]])
             again.daemon = True
             again.start()
         else:
