@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from training.commands import Command, data_option, device_option, index_option, json_option, seed_option
+from training.commands import Command, FilePath, data_option, device_option, index_option, json_option, seed_option
 from training.errors import SparsightError
+from training.files import shown_path
 
 if TYPE_CHECKING:
     from training.data.cifar10 import Pictures
 
 
 @click.command("eval", cls=Command)
-@click.option("--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Report folder.")
+@click.option("--out", type=FilePath(), default="report", show_default=True, help="Report folder.")
 @click.option("--split", default=None, help="Which pictures to judge by.  [default: test, or all where none is]")
 @click.option("--examples", type=click.IntRange(0), default=8, show_default=True, help="Right and wrong ones, each.")
 @click.option(
@@ -64,7 +65,7 @@ def evaluate(
         ids = [example.id for example in (*report.examples.correct, *report.examples.wrong)]
         write_report(out, report, store.thumbnails(ids))
     click.echo(json.dumps(report.to_dict()) if as_json else summary(report))
-    click.echo(f"wrote {out / 'report.json'} and {out / 'index.html'}", err=True)
+    click.echo(f"wrote {shown_path(out / 'report.json')} and {shown_path(out / 'index.html')}", err=True)
 
 
 def _test_pictures(root: Path, n: int, seed: int) -> Pictures | None:

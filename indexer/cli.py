@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from indexer.config import CoderConfig, IndexConfig
-from training.commands import Command, Group, data_option, device_option, index_option, json_option
+from training.commands import Command, FilePath, Group, data_option, device_option, index_option, json_option
 from training.errors import CallError, SparsightError
+from training.files import shown_path
 from training.terminal import printable
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False, type=FilePath())
 @click.option("--labels", type=click.Choice(["folders"]), help="Take the names of PATH's folders as labels.")
 @index_option
 @data_option
@@ -101,7 +102,7 @@ def index(
     loaded = open_encoder(encoder, chosen)
     coder = CoderConfig(l1=l1, relative=not absolute, refit=refit)
     config = IndexConfig(dictionary=dictionary, templates=templates or None, dense=dense, coder=coder)
-    click.echo(f"encoder {loaded.name} on {chosen}, index {index_dir}", err=True)
+    click.echo(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}", err=True)
     concepts_of(dictionary, loaded, note=lambda text: click.echo(text, err=True))  # faults before the work, not after
     if path is not None:
         _print_built(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
@@ -123,7 +124,7 @@ def index(
 
 
 @click.command(cls=Command)
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=FilePath())
 @click.option("--dry-run", is_flag=True, help="Say what would be added, and change nothing.")
 @click.option("--verify", is_flag=True, help="Read every file, also those of the size and time that the index knows.")
 @index_option
@@ -179,7 +180,7 @@ def _print_added(index_dir: Path, done: Added, as_json: bool, verb: str) -> None
         _list(verb, [(path, "its file has changed" if path in changed else "new") for path, _ in added])
     replaced = sum(path in changed for path, _ in added)
     click.echo(
-        f"{index_dir}: {len(added) - replaced} {verb}, {replaced} changed, {len(plan.moved)} moved, "
+        f"{shown_path(index_dir)}: {len(added) - replaced} {verb}, {replaced} changed, {len(plan.moved)} moved, "
         f"{len(plan.duplicates)} duplicates, {len(plan.unchanged)} unchanged, {len(done.skipped)} skipped; "
         f"{done.n} pictures"
     )
@@ -208,7 +209,7 @@ def remove(targets: tuple[str, ...], missing: bool, dry_run: bool, yes: bool, in
             click.echo(json.dumps({"path": path, "status": verb, "id": image_id}))
         return
     _list(verb, [(path, f"id {image_id}") for image_id, path in removed])
-    click.echo(f"{index_dir}: {len(removed)} {verb}")
+    click.echo(f"{shown_path(index_dir)}: {len(removed)} {verb}")
 
 
 @click.command(cls=Command)
@@ -218,7 +219,7 @@ def compact(index_dir: Path) -> None:
     from indexer.update import compact
 
     before, now = compact(index_dir)
-    click.echo(f"{index_dir}: {before:,} bytes before, {now:,} now")
+    click.echo(f"{shown_path(index_dir)}: {before:,} bytes before, {now:,} now")
 
 
 @click.command(cls=Command)
@@ -231,9 +232,11 @@ def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
     --repair builds the dense index, the postings and the counts anew, and removes what is half or of no picture. The
     database that it replaces is kept beside the new one.
     """
+    from indexer.store.database import refuse_unreadable_path
     from indexer.store.doctor import examine
     from indexer.store.repair import repair as mend
 
+    refuse_unreadable_path(index_dir)
     if repair:
         for line in mend(index_dir):
             click.echo(line, err=True)
@@ -246,7 +249,7 @@ def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
             click.echo(f"{f.status:<6} {f.check:<11} {printable(f.message)}{hint}")
     if faults := [f for f in findings if f.status == "fault"]:
         checks = ", ".join(dict.fromkeys(f.check for f in faults))
-        raise SparsightError(f"{index_dir}: {len(faults)} faults ({checks}); {faults[0].hint}")
+        raise SparsightError(f"{shown_path(index_dir)}: {len(faults)} faults ({checks}); {faults[0].hint}")
 
 
 def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
@@ -266,8 +269,8 @@ def _print_built(index_dir: Path, built: Built) -> None:
     meta = built.meta
     _list(f"skipped, listed in table `skipped` of {index_dir / DATABASE}", built.skipped)
     click.echo(
-        f"{index_dir}: {meta.n} pictures, {meta.m} concepts, {meta.nnz / max(1, meta.n):.2f} concepts a picture "
-        f"({meta.embedded})"
+        f"{shown_path(index_dir)}: {meta.n} pictures, {meta.m} concepts, "
+        f"{meta.nnz / max(1, meta.n):.2f} concepts a picture ({meta.embedded})"
     )
 
 

@@ -38,7 +38,7 @@ from indexer.store import (
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
 from training.errors import CallError, SparsightError
-from training.files import path_text
+from training.files import full_path, path_text
 from training.terminal import progress
 
 MOST_MISSING = 0.1  # of an index's files: if more are gone, it is asked whether a drive is missing
@@ -125,7 +125,7 @@ def _find(paths: Sequence[Path]) -> tuple[list[str], list[Skip]]:
             found |= dict.fromkeys(below)
             skipped += [Skip(path_text(s.path), s.reason) for s in unentered]
         elif os.path.lexists(path):
-            found[os.path.abspath(path)] = None
+            found[str(full_path(path))] = None
         else:
             raise SparsightError(f"{path_text(path)} does not exist: give picture files or folders")
     return list(found), skipped
@@ -275,7 +275,7 @@ def _named(store: Store, target: str) -> dict[int, str]:
     if target.isascii() and target.isdigit():
         rows = store.rows("SELECT image_id, path FROM images WHERE image_id = try_cast(? AS INTEGER)", [target])
         return dict(rows)
-    for path in dict.fromkeys((path_text(target), path_text(os.path.abspath(target)))):
+    for path in dict.fromkeys((path_text(target), path_text(full_path(target)))):
         if rows := store.rows("SELECT image_id, path FROM images WHERE path = ?", [path]):
             return dict(rows)
         below = path.rstrip(os.sep) + os.sep

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from training.commands import Command, Group, device_option, index_option, json_option, k_option
+from training.commands import Command, FilePath, Group, device_option, index_option, json_option, k_option
 from training.errors import CallError, SparsightError
+from training.files import shown_path
 from training.terminal import printable, table
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ def source_options(command: Callable) -> Callable:
 def output_options(command: Callable) -> Callable:
     """--sheet, --pictures and --json, which the command takes as one `output`."""
 
-    @click.option(
-        "--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Write the hits as a contact sheet PNG."
-    )
+    @click.option("--sheet", type=FilePath(dir_okay=False), help="Write the hits as a contact sheet PNG.")
     @click.option(
         "--pictures/--no-pictures", default=None, help="Show pictures in the terminal.  [default: where it can]"
     )
@@ -89,7 +88,7 @@ def output_options(command: Callable) -> Callable:
 @click.option("--concept", "concepts", multiple=True, help="Search by a concept's name; may be repeated.")
 @mode_option
 @k_option
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the hits to a .parquet or .jsonl.")
+@click.option("--out", type=FilePath(dir_okay=False), help="Write the hits to a .parquet or .jsonl.")
 @source_options
 @output_options
 def search(
@@ -108,7 +107,7 @@ def search(
     if k < 1:
         raise CallError(f"k is {k}: it must be at least 1")
     if out and out.suffix not in (".parquet", ".jsonl"):
-        raise CallError(f"--out {out}: its name must end in .parquet or .jsonl")
+        raise CallError(f"--out {shown_path(out)}: its name must end in .parquet or .jsonl")
     with source.open() as index:
         if text is not None:
             t = index.embed_text(text)
@@ -122,7 +121,7 @@ def search(
         from indexer.exchange.hits import write_hits
 
         write_hits(out, [hit.to_dict() for hit in hits])
-        click.echo(f"wrote {out}", err=True)
+        click.echo(f"wrote {shown_path(out)}", err=True)
 
 
 @click.command(cls=Command)
@@ -235,7 +234,7 @@ def _write_sheet(path: Path, hits: list[Hit], thumbnails: dict[int, bytes]) -> N
 
     captions = [f"{hit.rank}. {hit.label or hit.path} {hit.score:.2f}" for hit in hits]
     write_sheet(path, [thumbnails[hit.id] for hit in hits], captions)
-    click.echo(f"wrote {path}", err=True)
+    click.echo(f"wrote {shown_path(path)}", err=True)
 
 
 def _print_records(records: list[dict], as_json: bool) -> None:

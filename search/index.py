@@ -5,7 +5,6 @@ Here texts, picture files and names become vectors and ids. `search.engine` answ
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from search.answers import Classification, Code, Explanation, Hit, Mode, contrib
 from search.engine import Engine, check_k, check_mode
 from search.lookup import Picture, as_target, clean_text, concept_id, picture_id
 from training.errors import CallError, SparsightError
+from training.files import full_path
 
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
@@ -204,11 +204,12 @@ class Index:
         """Picture → unit vector (d,), and its id where it is one of the index."""
         if (image_id := self.picture_id(picture)) is not None:
             return self.store.embeddings_of([image_id])[0], image_id
-        if not os.path.exists(str(picture)):
+        path = full_path(str(picture))
+        if not path.exists():
             raise SparsightError(f"{picture} is neither a file nor a picture of the index (an id or a path in it)")
         from indexer.pictures.files import read_picture
 
-        pixels = read_picture(str(picture), self.encoder.image_size)
+        pixels = read_picture(str(path), self.encoder.image_size)
         return self.encoder.encode_images(pixels[None])[0], None
 
     def add(self, paths: str | Path | Iterable[str | Path]) -> Added:
@@ -222,7 +223,7 @@ class Index:
         several = [paths] if isinstance(paths, str | Path) else paths
         centred = self.store.means() is not None  # then another is needed: `add_pictures` centres by itself
         encoder = open_encoder(self._encoder_source, self._device) if centred else self.encoder
-        added = add_pictures(self.store.folder, [Path(path) for path in several], encoder)
+        added = add_pictures(self.store.folder, [full_path(path) for path in several], encoder)
         self._reopen()
         return added
 

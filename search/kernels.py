@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from training.compiled import compiled
 
 WINDOW = 2**14  # ids that are summed at a time: the sums stay in the processor's cache
 SHARE = 0.4  # of the k-th best total: what the tiers not read through may add; more of it means more looking up
@@ -81,7 +82,7 @@ class Totals(NamedTuple):
     read: int
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def max_score(packed, tiers, n, k):
     """Finds the k pictures below n with the largest totals Σ (lift + code) · unit above 0; ties go to the lower id.
 
@@ -130,7 +131,7 @@ def max_score(packed, tiers, n, k):
     return Totals(best.ids[:held], best.totals[:held], read)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def scan(units, rows, k):
     """Finds the same as `max_score` picture by picture, for queries that score most concepts.
 
@@ -149,7 +150,7 @@ def scan(units, rows, k):
     return Totals(best.ids[:held], best.totals[:held], len(concepts))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def by_picture(packed, concept, start, lift, bits, n):
     """Turns lists into rows; concept, start, lift and bits are those of `Postings`, n the number of pictures.
 
@@ -184,14 +185,14 @@ def by_picture(packed, concept, start, lift, bits, n):
     return Rows(starts, concepts, weights)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _cursors(packed, tiers):
     """`Cursors` at the first posting of each tier."""
     first = packed.first[tiers.begin].astype(np.int64)
     return Cursors(tiers.begin.copy(), np.zeros(len(first), np.int64), first, first.copy())
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _choose(tiers, essential, bar):
     """Marks in `essential` (t,) the tiers to be read through; returns the most that the other positive ones can add."""
     rest = np.int64(0)
@@ -203,7 +204,7 @@ def _choose(tiers, essential, bar):
     return rest
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _next_id(ahead, essential):
     """No posting left in the essential tiers has a lower id; NO_ID where none is left."""
     lowest = NO_ID
@@ -213,14 +214,14 @@ def _next_id(ahead, essential):
     return lowest
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _field(words, bit, mask):
     """The field that begins at a bit of `words`: gap << bits of a code | code."""
     pair = np.uint64(words[bit >> 5]) | np.uint64(words[(bit >> 5) + 1]) << np.uint64(32)
     return np.int64(pair >> np.uint64(bit & 31)) & mask
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _read(packed, tiers, cursors, window, j, start, stop, found, note):
     """Moves tier j on to the id `stop`, and adds what its postings from the id `start` on are worth.
 
@@ -261,7 +262,7 @@ def _read(packed, tiers, cursors, window, j, start, stop, found, note):
     return found, read
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _look_up(packed, tiers, cursors, window, j, start, left):
     """Adds what tier j adds to the first `left` slots touched, by looking each up; returns the postings read."""
     sums, touched = window
@@ -275,7 +276,7 @@ def _look_up(packed, tiers, cursors, window, j, start, left):
     return read
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _probe(packed, low, high, bits, wanted):
     """The code of picture `wanted` in the blocks low … high − 1 of a tier, −1 where it is not in it.
 
@@ -302,7 +303,7 @@ def _probe(packed, low, high, bits, wanted):
     return np.int64(-1), np.int64(count[low])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _keep(window, left, least):
     """Moves the slots with a sum of at least `least` to the front of the first `left`; returns how many they are."""
     sums, touched = window
@@ -314,7 +315,7 @@ def _keep(window, left, least):
     return kept
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _offer_all(best, held, window, left, start):
     """Offers the first `left` slots touched that have a sum above 0 to the heap; returns how many it holds."""
     sums, touched = window
@@ -324,7 +325,7 @@ def _offer_all(best, held, window, left, start):
     return held
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _clear(window, found, whole):
     """Sets the first `found` slots touched to zero, or all slots where others were touched too."""
     sums, touched = window
@@ -335,13 +336,13 @@ def _clear(window, found, whole):
             sums[touched[c]] = 0
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _worse(total, at, other_total, other_at):
     """Whether a picture comes after another: a lower total, or the same and a higher id."""
     return total < other_total or (total == other_total and at > other_at)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _offer(best, held, at, total):
     """Puts picture `at` into the heap of `held` pictures where it is one of the best; returns how many it holds."""
     if held < len(best.ids):
@@ -352,7 +353,7 @@ def _offer(best, held, at, total):
     return held
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _rise(ids, totals, i, at, total):
     """Puts a picture into the free place i of a heap, and moves it towards the root while it is worse."""
     while i > 0:
@@ -364,7 +365,7 @@ def _rise(ids, totals, i, at, total):
     ids[i], totals[i] = at, total
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _sink(ids, totals, held, at, total):
     """Puts a picture in the place of a heap's root, and moves it away from there while it is better."""
     i = 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.errors import CallError
-from training.files import path_text
+from training.files import full_path, path_text
 
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
@@ -46,7 +45,7 @@ def concept_id(concepts: Sequence[Concept], name: str) -> int:
 def as_target(picture: Picture) -> str:
     """A picture as the command line names it: digits alone are an id, so a Path of digits is made absolute."""
     text = str(picture)
-    return os.path.abspath(text) if isinstance(picture, Path) and text.isdigit() else text
+    return str(full_path(text)) if isinstance(picture, Path) and text.isdigit() else text
 
 
 def picture_id(store: Store, picture: Picture) -> int | None:
@@ -57,7 +56,7 @@ def picture_id(store: Store, picture: Picture) -> int | None:
     target = as_target(picture)
     if target.isascii() and target.isdigit():
         return _checked_id(store, int(target))
-    for path in dict.fromkeys((path_text(target), path_text(os.path.abspath(target)))):
+    for path in dict.fromkeys((path_text(target), path_text(full_path(target)))):
         if (found := store.find_path(path)) is not None:
             return found
     return None

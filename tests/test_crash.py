@@ -457,7 +457,7 @@ class Slow:
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
             self.con.execute("SELECT max(md5(range::VARCHAR)) FROM range(10000000000)")
         return self.con.execute(sql, *args)
-duckdb.connect = lambda *args: Slow(connect(*args))
+duckdb.connect = lambda *args, **settings: Slow(connect(*args, **settings))
 builds()
 """
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from training.commands import Command, data_option, device_option, seed_option
+from training.commands import Command, FilePath, data_option, device_option, seed_option
 from training.config import DistilConfig, EncoderConfig, Teaching, TrainConfig
 from training.errors import CallError
+from training.files import shown_path
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
@@ -29,7 +30,7 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
 # Options that have the name of a setting of `TrainConfig` go into it as they are.
 @click.command(cls=Command)
 @data_option
-@click.option("--out", type=click.Path(path_type=Path), default="runs/encoder", show_default=True, help="Run folder.")
+@click.option("--out", type=FilePath(), default="runs/encoder", show_default=True, help="Run folder.")
 @click.option("--image-tower", default=EncoderConfig.image_tower, show_default=True, help="Any timm model name.")
 @click.option("--pretrained", is_flag=True, help="Start the image tower from timm's weights.")
 @click.option(
@@ -73,7 +74,7 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
 @click.option(
     "--from",
     "start",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     default=None,
     help="Encoder folder of an earlier stage, to begin with its weights.",
 )
@@ -126,7 +127,7 @@ def train(
     pictures = load_cifar10(data_dir, ("train",))
     if limit:
         pictures = pictures.first(limit)
-    click.echo(f"training {image_tower} on {len(pictures)} pictures, on {chosen}, into {out}", err=True)
+    click.echo(f"training {image_tower} on {len(pictures)} pictures, on {chosen}, into {shown_path(out)}", err=True)
     run_training(
         pictures,
         config,

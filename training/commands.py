@@ -16,13 +16,27 @@ from typing import Any, NoReturn
 import click
 
 from training.errors import SparsightError
+from training.files import full_path
 from training.signals import end_by_signal, noted_signals
 from training.terminal import printable
+
+
+class FilePath(click.Path):
+    """A path option or argument, as `training.files.full_path` makes it: a Path, absolute, `~` expanded."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(path_type=Path, **kwargs)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("the path is empty", param, ctx)  # else it would be the working folder
+        return super().convert(full_path(value), param, ctx)
+
 
 index_option = click.option(
     "--index",
     "index_dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     default="index",
     envvar="SPARSIGHT_INDEX",
     show_default=True,
@@ -32,7 +46,7 @@ index_option = click.option(
 data_option = click.option(
     "--data",
     "data_dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     default="data",
     envvar="SPARSIGHT_DATA",
     show_default=True,

@@ -1,11 +1,26 @@
-"""Writing a file so that it appears whole or not at all; checksums; paths as text."""
+"""Writing a file so that it appears whole or not at all; checksums; paths as people and as indexes write them."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+# What network and shared drives answer that know no such promise. A full or a broken disk answers otherwise.
+NO_SYNC = {
+    *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),
+    *(errno.EBADF, errno.EPERM, errno.EACCES, errno.EISDIR),
+}
+
+
+def full_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a person gives it, made absolute, `~` and `~user` being home folders. Links stay as they are.
+
+    Every path is taken through here before its first use, so that it names one place, whatever reads it.
+    """
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -23,7 +38,7 @@ def write_whole(path: Path, data: bytes) -> None:
 def publish(partial: Path, path: Path) -> None:
     """Gives a finished file its final name. Once this returns, a loss of power can no longer undo it."""
     with partial.open("rb+") as f:
-        os.fsync(f.fileno())
+        sync(f.fileno())
     partial.replace(path)
     sync_folder(path.parent)
 
@@ -32,11 +47,33 @@ def sync_folder(folder: Path) -> None:
     """Makes the names in a folder outlive a loss of power."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        if e.errno in NO_SYNC:  # a folder that may be written but not listed
+            return
+        raise
+    try:
+        sync(handle)
     finally:
         os.close(handle)
+
+
+def sync(handle: int) -> None:
+    """Makes what was written outlive a loss of power, on a drive that promises so. Raises OSError where it failed."""
+    try:
+        os.fsync(handle)
+    except OSError as e:
+        if e.errno not in NO_SYNC:
+            raise
+
+
+def shown_path(path: Path) -> str:
+    """A full path as messages name it: from the working folder where it lies there."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
 
 
 def path_text(path: str | os.PathLike[str]) -> str:

@@ -36,7 +36,7 @@ from training.encoders.image_tower import Conv32
 from training.encoders.text_tower import train_tokenizer
 from training.encoders.trained import BATCH
 from training.errors import SparsightError
-from training.files import write_whole
+from training.files import full_path, write_whole
 from training.objective import Targets, objective
 from training.schedule import lr_factor, make_optimizers, set_rates
 
@@ -251,7 +251,7 @@ def _notes(trainer: Trainer, start: Path | None) -> dict[str, Any]:
 
 def _public_name(teacher: str) -> str:
     """A teacher's name for the notes: of a local folder its last part, for its path tells of the machine."""
-    return Path(teacher).name if Path(teacher).is_dir() else teacher
+    return full_path(teacher).name if full_path(teacher).is_dir() else teacher
 
 
 def embed_held_out(folder: Path, pictures: Pictures, device: torch.device) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from training.data.cifar10 import CLASSES
 from training.encoders import Encoder
 from training.errors import SparsightError
+from training.files import full_path
 
 SAME = 0.999  # cosine from which two atoms are one
 KINDS = "it is terms, classes, nouns or a text file"
@@ -79,7 +80,7 @@ def concepts_of(
         return source, {c: c for c in classes}
     if source == "nouns":
         return NOUNS, dict.fromkeys(read_nouns())
-    return source, dict.fromkeys(read_words(Path(source), note))
+    return source, dict.fromkeys(read_words(full_path(source), note))
 
 
 def read_words(path: Path, note: Callable[[str], object] | None = None) -> list[str]:

@@ -18,11 +18,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from training.compiled import compiled
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered; infinities and NaN keep their meaning
-_compiled = njit(cache=True, nogil=True, fastmath=_FAST)
-_inlined = njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True)  # a call with named tuples costs more
+_compiled = compiled(fastmath=_FAST)
+_inlined = compiled(fastmath=_FAST, forceinline=True)  # a call with named tuples costs more
 _BLOCK = 64  # correlations looked at together
 _DEPENDENT = 1e-6  # of an atom's squared norm: what must lie outside the support's span
 _NOISE = 5e-8  # of λ_max: float32 inner products are no better than that

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from training.commands import Command, index_option, json_option
+from training.commands import Command, FilePath, index_option, json_option
 from training.errors import CallError
+from training.files import shown_path
 from training.terminal import table
 
 CELL = 60  # characters of a cell in the table; its last column is cut at the terminal's edge alone
@@ -55,7 +56,7 @@ def _cut(text: str) -> str:
 
 
 @click.command(cls=Command)
-@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("out", metavar="DIR", type=FilePath())
 @click.option(
     "--format", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True, help="Of the files."
 )
@@ -75,7 +76,7 @@ def export(out: Path, format: str, tables: str | None, index_dir: Path) -> None:
 
 
 @click.command("import", cls=Command)
-@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="DIR", type=FilePath())
 @index_option
 def import_(source: Path, index_dir: Path) -> None:
     """Builds an index from DIR, an export or an index of an earlier format, once everything in it is checked.
@@ -85,4 +86,4 @@ def import_(source: Path, index_dir: Path) -> None:
     from indexer.exchange.importing import import_index
 
     meta = import_index(index_dir, source)
-    click.echo(f"{index_dir}: {meta.n} pictures, {meta.m} concepts, {meta.nnz} codes")
+    click.echo(f"{shown_path(index_dir)}: {meta.n} pictures, {meta.m} concepts, {meta.nnz} codes")

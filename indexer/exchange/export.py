@@ -14,9 +14,9 @@ import numpy as np
 
 from indexer.exchange.tables import EXPORT, EXPORTED, PART, part_path
 from indexer.store import Store
-from indexer.store.database import quoted, told_as
+from indexer.store.database import quoted, refuse_unreadable_path, told_as
 from training.errors import SparsightError
-from training.files import sync_folder
+from training.files import full_path, sync, sync_folder
 
 ROW_GROUP = 1 << 13  # rows that Parquet's writer holds in memory
 
@@ -32,7 +32,8 @@ def export_index(
     part: how many rows of embeddings one file takes at most, thumbnails a sixteenth of it. Raises `SparsightError`
     where `out` is a file or holds anything.
     """
-    out = Path(os.path.realpath(out))
+    out = Path(os.path.realpath(full_path(out)))
+    refuse_unreadable_path(out, "")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SparsightError(f"{out} is there already, and not an empty folder: name a new one")
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -53,7 +54,6 @@ def export_index(
 
 def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str], part: int) -> dict[str, int]:
     con = store.con
-    con.execute("SET enable_progress_bar = false")  # else it is drawn on stdout
     rows, parts = {}, {}
     for table in [t for t in tables if t != "meta"] + [t for t in tables if t == "meta"]:
         columns = ", ".join(_written(c.name, c.type, format) for c in EXPORTED[table])
@@ -65,7 +65,7 @@ def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str], p
             rows[table] += copied.fetchall()[0][0]
             parts[table] += 1
             with path.open("rb") as f:
-                os.fsync(f.fileno())
+                sync(f.fileno())
     return {table: rows[table] for table in tables}
 
 

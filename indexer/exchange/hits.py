@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
-from indexer.store.database import quoted
+from indexer.store.database import connect, quoted
 from training.errors import SparsightError
 from training.files import write_whole
 
@@ -24,7 +22,7 @@ def write_hits(path: Path, hits: Sequence[dict[str, Any]]) -> None:
         if path.suffix == ".jsonl":
             data = "".join(json.dumps(hit) + "\n" for hit in hits).encode()
         else:
-            with tempfile.TemporaryDirectory() as folder, duckdb.connect() as con:
+            with tempfile.TemporaryDirectory() as folder, connect() as con:
                 file = Path(folder) / "hits.parquet"
                 con.execute(f"CREATE TABLE hits AS SELECT unnest(from_json(?, '{HITS}')) AS hit", [json.dumps(hits)])
                 con.execute(f"COPY (SELECT unnest(hit) FROM hits) TO {quoted(file)} (FORMAT parquet)")

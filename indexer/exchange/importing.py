@@ -17,11 +17,12 @@ from scipy import sparse
 from indexer.coding import Dictionary, encode_sparse
 from indexer.exchange.tables import EXPORT, EXPORTED, FORMATS, NEW_IN_2, READABLE, part_path
 from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
-from indexer.store.database import open_database, quoted, told_as
+from indexer.store.database import connect, open_database, quoted, refuse_unreadable_path, told_as
 from indexer.store.meta import DERIVED, MetaError, count_of, parse_meta
 from indexer.store.schema import FORMAT
 from training.encoders import Means
 from training.errors import SparsightError
+from training.files import full_path
 
 ACCEPTED = {
     "INTEGER": r"U?(TINY|SMALL|BIG)?INT(EGER)?",
@@ -44,14 +45,22 @@ def import_index(folder: Path, source: Path) -> IndexMeta:
     Where an export has no codes, as from an index whose postings are damaged, the embeddings are coded anew. Raises
     `SparsightError` for the first thing that is not as it should be, and where `folder` holds an index.
     """
+    folder, source = full_path(folder), full_path(source)
+    refuse_unreadable_path(folder)
+    refuse_unreadable_path(source, "")
+    _refuse_an_index(folder)
     if not source.is_dir():
         raise SparsightError(f"no export in {source}: it is no folder; `sparsight export` writes one")
     with _loaded(source) as (con, tables), _reading(source):
         contents = _contents(con, source, tables)
     with writing(folder, "import"):
-        if os.path.lexists(folder / DATABASE):
-            raise SparsightError(f"{folder} holds an index already: name another --index")
+        _refuse_an_index(folder)  # another process may have made one meanwhile
         return write_store(folder, contents)
+
+
+def _refuse_an_index(folder: Path) -> None:
+    if os.path.lexists(folder / DATABASE):
+        raise SparsightError(f"{folder} holds an index already: name another --index")
 
 
 @contextmanager
@@ -60,7 +69,7 @@ def _loaded(source: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, set[str]]
     if (source / DATABASE).is_file():
         con, earlier = open_database(source), True
     else:
-        con, earlier = duckdb.connect(config={"temp_directory": ""}), False
+        con, earlier = connect(), False
     try:
         if earlier:
             con.execute("USE memory")

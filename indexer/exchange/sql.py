@@ -14,15 +14,9 @@ import duckdb
 from indexer.store.database import FAULTS, first_line, open_database, raise_interrupts
 from training.errors import CallError, SparsightError
 
-LOCK = {  # of the connection that a person's SQL runs on; the last one makes the others final
-    "enable_progress_bar": "false",  # else it is drawn on stdout
-    "python_enable_replacements": "false",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "allow_community_extensions": "false",
+LOCK = {  # of the connection that a person's SQL runs on, beyond `SETTINGS`; the last one makes the others final
     "allow_persistent_secrets": "false",
     "memory_limit": "'1GB'",
-    "temp_directory": "''",
     "enable_external_access": "false",
     "lock_configuration": "true",
 }

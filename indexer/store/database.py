@@ -13,13 +13,49 @@ import numpy as np
 
 from indexer.store.schema import FORMAT
 from training.errors import SparsightError
+from training.files import path_text, shown_path
 
 DATABASE = "index.duckdb"
+# No statement looks for anything outside the files that it names, and nothing is fetched.
+SETTINGS: dict[str, Any] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "python_enable_replacements": False,
+    "temp_directory": "",
+}
 WAL = f"{DATABASE}.wal"  # no index of ours has one
 STORAGE_VERSION = "v1.4.0"  # DuckDB from 1.4 on opens it
 HINT = "rebuild it, or mend it with `sparsight doctor --repair`"
 # What DuckDB raises on a damaged file: C++ exceptions that are none of its own arrive as Python's.
 FAULTS = (duckdb.Error, RuntimeError, ValueError, IndexError, MemoryError)
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """A connection of its own to an empty database in memory; every connection is made here.
+
+    DuckDB would hand the connection of an open file on, however old its state.
+    """
+    con = duckdb.connect(config=SETTINGS)
+    con.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
+    return con
+
+
+def refuse_unreadable_path(path: Path, characters: str = "?\\") -> None:
+    r"""Raises `SparsightError` for a path that DuckDB cannot open a database at: it takes ? and \ for syntax of its
+    own, and cannot name bytes that are no UTF-8. Asked before any work."""
+    text = os.fspath(path)
+    wrong = [c for c in characters if c in text]
+    if not _is_utf8(text):
+        wrong.append("a byte that is no UTF-8")
+    if wrong:
+        raise SparsightError(
+            f"DuckDB opens no file at {path_text(text)}: the path has {wrong[0]}; choose another folder"
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or text == text.encode("utf-8", "ignore").decode()
 
 
 @contextmanager
@@ -56,10 +92,13 @@ def inode(path: Path) -> int | None:
 
 def refuse_no_index(folder: Path) -> None:
     """Raises `SparsightError` where a folder holds no index, or one that another program is changing."""
+    refuse_unreadable_path(folder)
     path = folder / DATABASE
     if not path.is_file():
         what = "is not a file" if os.path.lexists(path) else "is missing"
-        raise SparsightError(f"no index in {folder}: {path} {what}; build one with `sparsight index`")
+        raise SparsightError(
+            f"no index in {shown_path(folder)}: {shown_path(path)} {what}; build one with `sparsight index`"
+        )
     if os.path.lexists(folder / WAL):  # its changes would be read, but not be in the copy that a change is made on
         raise SparsightError(
             f"another program has changed {path} and left {WAL}: open and close it there to keep the change, or put it "
@@ -74,7 +113,7 @@ def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     """
     refuse_no_index(folder)
     path = folder / DATABASE
-    con = duckdb.connect()  # of its own: DuckDB hands an open file's connection on, however old its state
+    con = connect()
     try:
         con.execute(f"ATTACH {quoted(path)} AS store (TYPE duckdb, READ_ONLY)")  # else it fetches SQLite's extension
         con.execute("USE store")
@@ -103,7 +142,8 @@ def read_meta_rows(con: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, st
 @contextmanager
 def writable(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that writes a database in one transaction; after it all is in that one file, no log is left."""
-    con = duckdb.connect()
+    refuse_unreadable_path(database)
+    con = connect()
     try:
         con.execute(f"ATTACH {quoted(database)} AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
         con.execute("USE store")

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from indexer.store.database import refuse_unreadable_path
 from indexer.store.writer import DATA_FILES, current_meta, unused_files
 from training.errors import SparsightError
 from training.files import write_whole
@@ -31,10 +33,12 @@ def writing(folder: Path, command: str) -> Iterator[None]:
 
     Raises `SparsightError` where another process holds it (which, and since when), or the folder cannot be written.
     """
+    refuse_unreadable_path(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        with warnings.catch_warnings(action="ignore"):  # where a drive knows no locks, a file that is there is one
+            lock.acquire()
     except Timeout as e:
         raise SparsightError(f"{folder} is being changed by {_holder(folder)}; wait until it has ended") from e
     except OSError as e:

@@ -24,6 +24,7 @@ from indexer.store.thumbnails import Place, Thumbnails
 from indexer.store.vectors import DamagedVectors, Vectors
 from training.encoders import Means, TextEncoder
 from training.errors import SparsightError
+from training.files import full_path
 
 MANY = 4096  # thumbnails whose places are read at a time
 FEW = 50  # pictures whose codes are read block by block; for more all postings are
@@ -39,7 +40,7 @@ class Store:
     """
 
     def __init__(self, folder: Path | str, *, meta: IndexMeta | None = None, check: bool = True):
-        self.folder, self._checks = Path(folder), check
+        self.folder, self._checks = full_path(folder), check
         for attempt in range(TRIES):
             self._inode = inode(self.folder / DATABASE)  # before it is opened: it may be replaced right after
             self.con = open_database(self.folder)

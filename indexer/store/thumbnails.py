@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from indexer.store.vectors import open_plain
-from training.files import publish
+from training.files import publish, sync
 
 
 class Place(NamedTuple):
@@ -90,7 +90,7 @@ def append_thumbnails(path: Path, size: int, thumbnails: Iterable[bytes | None],
         f.seek(size)
         total, places = _append(f, size, thumbnails, n)
         f.flush()
-        os.fsync(f.fileno())
+        sync(f.fileno())
     return total, places
 
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from training.files import publish
+from training.files import publish, sync
 
 BLOCK_BYTES = 1 << 18  # of a block, about
 CLOSE = 4  # rows that lie within so many times their number are read with those between them
@@ -79,7 +79,13 @@ class Vectors:
         if not self.count or not self.d:
             return np.zeros((self.count, self.d), np.float32)
         with os.fdopen(os.dup(self._file), "rb") as f:
-            return np.memmap(f, np.dtype("<f4"), "r", shape=(self.count, self.d))
+            try:
+                return np.memmap(f, np.dtype("<f4"), "r", shape=(self.count, self.d))
+            except OSError as e:
+                if e.errno not in (errno.ENODEV, errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+                    raise
+            f.seek(0)  # some shared drives map no files: all is read into memory
+            return np.fromfile(f, "<f4", self.count * self.d).reshape(self.count, self.d)
 
     def close(self) -> None:
         """Closes the file; rows that were read stay valid."""
@@ -184,7 +190,7 @@ def append_vectors(vectors: Vectors, X: RowSource) -> tuple[int, np.ndarray]:
         f.seek(4 * count * d)
         total, crcs = _append(f, X, d, block, count, tail)
         f.flush()
-        os.fsync(f.fileno())
+        sync(f.fileno())
     return total, np.concatenate([vectors._crcs[: count // block], crcs])
 
 

@@ -26,6 +26,7 @@ from indexer.store.database import (
     DATABASE,
     HINT,
     STORAGE_VERSION,
+    connect,
     first_line,
     ids_table,
     inode,
@@ -177,7 +178,7 @@ def _compact(making: _Making, meta: IndexMeta) -> IndexMeta:
     """Writes new files of the pictures that there are, and the database in the making anew with their places."""
     folder, partial = making.folder, making.database
     small = partial.with_name(f"{partial.name}.small")
-    con = duckdb.connect()
+    con = connect()
     try:
         con.execute(f"ATTACH {quoted(partial)} AS store")
         con.execute("USE store")

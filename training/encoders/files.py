@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from training.files import digest
+from training.files import digest, full_path
 
 BUNDLED = Path(__file__).parent.parent / "weights"  # the encoder that ships with the package
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -14,7 +14,7 @@ CONCEPTS, TEST_EMBEDDINGS, NOTES = "concepts.json", "cifar10-test.safetensors", 
 
 def folder_of(name: str) -> Path:
     """The folder of an encoder, by its name: `bundled`, or a path. The folder need not exist."""
-    return BUNDLED if name == "bundled" else Path(name).absolute()
+    return BUNDLED if name == "bundled" else full_path(name)
 
 
 def is_trained_folder(folder: Path) -> bool:
