@@ -11,6 +11,10 @@ class SparsightError(Exception):
     exit_code = 1
 
 
+class DataError(SparsightError, ValueError):
+    """Numbers that cannot be used: a wrong shape, values that are not finite. Exit code 1."""
+
+
 class CallError(SparsightError):
     """The call itself is wrong: an empty query, k ≤ 0, an unknown concept. Exit code 2."""
 
