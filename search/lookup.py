@@ -55,17 +55,17 @@ def picture_id(store: Store, picture: Picture) -> int | None:
     """
     target = as_target(picture)
     if target.isascii() and target.isdigit():
-        return _checked_id(store, int(target))
+        return _checked_id(store, target)
     for path in dict.fromkeys((path_text(target), path_text(full_path(target)))):
         if (found := store.find_path(path)) is not None:
             return found
     return None
 
 
-def _checked_id(store: Store, image_id: int) -> int:
-    ids = store.image_ids
-    if image_id in ids:
+def _checked_id(store: Store, digits: str) -> int:
+    ids, image_id = store.image_ids, int(digits[:18])  # no index has ids of so many digits
+    if image_id in ids and len(digits) <= 18:
         return image_id
     held = f"ids run from {ids[0]} to {ids[-1]}" if len(ids) else "it is empty"
     gone = " (that one was removed)" if image_id < store.meta.next_id else ""
-    raise CallError(f"no picture {image_id} in the index{gone}: {held}")
+    raise CallError(f"no picture {digits} in the index{gone}: {held}")

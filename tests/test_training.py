@@ -21,7 +21,7 @@ from training.encoders import open_encoder
 from training.encoders.dual import DualEncoder
 from training.encoders.text_tower import train_tokenizer
 from training.errors import SparsightError
-from training.loop import Trainer, train
+from training.loop import CHECKPOINT, PROGRESS, Trainer, train
 from training.objective import Targets, objective, unrolled_code
 from training.schedule import lr_factor, make_optimizers
 
@@ -76,6 +76,34 @@ def test_a_run_of_other_settings_is_not_continued(pictures, small_config, tmp_pa
     Trainer(pictures, small_config, tmp_path, CPU).save_checkpoint()
     with pytest.raises(SparsightError, match="other settings"):
         Trainer(pictures, replace(small_config, lr=0.01), tmp_path, CPU).resume()
+
+
+def test_a_run_is_not_resumed_with_anything_else(pictures, small_config, small_encoder_dir, tmp_path):
+    """Neither with other settings, nor other pictures, another vocabulary, or another start; the fault names which."""
+    begun = Trainer(pictures, small_config, tmp_path, CPU)
+    begun.save_checkpoint()
+    term = pictures.terms[0].replace(" ", "_")
+    renamed = replace(pictures, names=[name.replace(term, "walrus") for name in pictures.names])
+    fewer = pictures.take(np.arange(len(pictures) - 3))
+    repainted = replace(pictures, pixels=255 - pictures.pixels)
+    for said, others in {
+        "lr is .*, now it would be 0.01": Trainer(pictures, replace(small_config, lr=0.01), tmp_path, CPU),
+        "its seed is": Trainer(pictures, replace(small_config, seed=7), tmp_path, CPU),
+        r"its pictures \(--limit": Trainer(fewer, small_config, tmp_path, CPU),
+        "its pixels is": Trainer(repainted, small_config, tmp_path, CPU),
+        "its vocabulary is": Trainer(renamed, small_config, tmp_path, CPU),
+        r"goes on from \(--from\) is None": Trainer(pictures, small_config, tmp_path, CPU, start=small_encoder_dir),
+    }.items():
+        with pytest.raises(SparsightError, match=said) as e:
+            others.resume()
+        assert "choose another --out" in str(e.value)
+    for name in (CHECKPOINT, PROGRESS):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(SparsightError, match="to begin anew"):
+            Trainer(pictures, small_config, tmp_path, CPU).resume()
+        (tmp_path / name).write_bytes(whole)
+    assert Trainer(pictures, small_config, tmp_path, CPU).resume()
 
 
 def test_a_stage_of_no_epochs_leaves_the_encoder_as_it_is(pictures, small_config, small_encoder_dir, tmp_path):

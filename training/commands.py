@@ -33,6 +33,8 @@ class FilePath(click.Path):
         return super().convert(full_path(value), param, ctx)
 
 
+LONGEST = 1000  # characters of an error's line
+
 index_option = click.option(
     "--index",
     "index_dir",
@@ -117,7 +119,10 @@ def _tell(e: BaseException) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo("Error: " + printable(" ".join(message.split())), err=True)
+    line = printable(" ".join(message.split()))
+    if len(line) > LONGEST:  # as of a whole file that was pasted for a name
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    click.echo("Error: " + line, err=True)
     sys.exit(code)
 
 

@@ -108,7 +108,7 @@ def encode_path(
     if solver == "auto":
         solver = _fastest(n, len(D), device, memory)
     threads = 1 if solver == "torch" else torch.get_num_threads()
-    solve = _make_solver(solver, screening, torch.as_tensor(D, device=device), list(l1s), config)
+    solve = _make_solver(solver, screening, torch.as_tensor(D, device=device), list(l1s), config, memory)
     size = solve.batch_size(memory // threads)
     batches = max(1, -(-n // size))
     size = max(1, -(-n // (-(-batches // threads) * threads)))  # every thread gets as many rows
@@ -190,11 +190,13 @@ def _fastest(n: int, m: int, device: torch.device, memory: int) -> str:
     return "gram" if 4 * m**2 <= min(GRAM_BYTES, memory // 4) and m <= 4 * n else "active_set"
 
 
-def _make_solver(solver: str, screening: bool | None, D: Tensor, l1s: list[float], config: CoderConfig) -> Solver:
+def _make_solver(
+    solver: str, screening: bool | None, D: Tensor, l1s: list[float], config: CoderConfig, memory: int
+) -> Solver:
     if solver == "torch":
         from indexer.coding.torch_solver import TorchSolver
 
-        return TorchSolver(PreparedDictionary(D), l1s, config)
+        return TorchSolver(PreparedDictionary(D), l1s, config, memory)
     if solver not in SOLVERS or D.device.type != "cpu":
         raise DataError(
             f"no solver {solver!r} on {D.device}: it is one of {', '.join(SOLVERS)}, on other devices torch"
