@@ -5,7 +5,6 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import click
 from training.errors import SparsightError
 from training.files import full_path
 from training.signals import end_by_signal, noted_signals
+from training.streams import ReaderGone
 from training.terminal import printable
 
 
@@ -91,8 +91,7 @@ class _OneLineErrors(click.Command):
                 code = super().main(args, prog_name, complete_var, False, **extra)
                 sys.stdout.flush()
                 sys.exit(code if isinstance(code, int) else 0)
-            except BrokenPipeError:  # the reader of a pipe (`head`, say) has all it wanted
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except ReaderGone:
                 sys.exit(0)
             except (Exception, KeyboardInterrupt) as e:
                 if received:  # whatever error a library made of it
