@@ -209,8 +209,7 @@ class Index:
             raise SparsightError(f"{picture} is neither a file nor a picture of the index (an id or a path in it)")
         from indexer.pictures.files import read_picture
 
-        pixels = read_picture(str(path), self.encoder.image_size)
-        return self.encoder.encode_images(pixels[None])[0], None
+        return self.encoder.encode_images([read_picture(str(path), self.encoder.image_size)])[0], None
 
     def add(self, paths: str | Path | Iterable[str | Path]) -> Added:
         """Adds new and changed pictures to the index, as `sparsight add` does: files, and those below folders.

@@ -29,6 +29,31 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.parametrize(
+    ("template", "words", "prompt"),
+    [
+        ("an aerial camera {}.", ("eagle",), "an aerial camera eagle."),
+        ("a photo of a {}.", ("eagle",), "a photo of an eagle."),
+        ("a photo of a {}.", ("cat",), "a photo of a cat."),
+        ("an {}", ("cat",), "a cat"),
+        ("A {} there", ("owl",), "an owl there"),
+        ("Is this A {}?", ("owl",), "is this An owl?"),
+        ('a "{}"', ("eagle",), 'an "eagle"'),
+        ("the data {}", ("ant",), "the data ant"),
+        ("{} on a rock", ("Eagle",), "eagle on a rock"),
+        ("{}, a kind of {}", ("a eagle", "animal"), "a eagle, a kind of animal"),
+        ("a {} beside a {}", ("owl", "cat"), "an owl beside a cat"),
+        ("{{a}} a {}", ("owl",), "{a} an owl"),
+        ("a {}", ("{}",), "a {}"),
+        ("a {}", ("éclair",), "an éclair"),
+        ("vis-a {}", ("owl",), "vis-a owl"),
+        ("a  {}", ("owl",), "an  owl"),
+    ],
+)
+def test_an_article_is_that_right_before_the_word(template, words, prompt):
+    assert fill(template, *words) == prompt
+
+
 def test_the_loss_falls_on_a_handful_of_pictures(pictures, small_config, tmp_path):
     trainer = Trainer(pictures, small_config, tmp_path, CPU)
     losses = [trainer.step()["loss"] for _ in range(trainer.total_steps)]

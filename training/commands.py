@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from training.errors import SparsightError
+from training.errors import CutTextWarning, SparsightError
 from training.files import full_path
 from training.signals import end_by_signal, noted_signals
 from training.streams import ReaderGone
@@ -86,7 +88,7 @@ class _OneLineErrors(click.Command):
     ) -> Any:
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        with noted_signals() as received:
+        with noted_signals() as received, told_warnings():
             try:
                 code = super().main(args, prog_name, complete_var, False, **extra)
                 sys.stdout.flush()
@@ -97,6 +99,23 @@ class _OneLineErrors(click.Command):
                 if received:  # whatever error a library made of it
                     end_by_signal(received[0])
                 _tell(e)
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Tells what a text tower leaves out as a note of one line on stderr."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, CutTextWarning):
+                click.echo(f"note: {printable(str(message))}", err=True)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.simplefilter("always", CutTextWarning)
+        warnings.showwarning = tell
+        yield
 
 
 def _tell(e: BaseException) -> NoReturn:
