@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -89,7 +90,7 @@ def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig
     the content of a picture before it, is skipped, with its reason. Raises `SparsightError` where there is no picture
     to index, or no label where they are asked for.
     """
-    top = path_text(root.absolute())
+    top = path_text(os.path.realpath(root))
     found, left = find_pictures(root, Excluded(top, config.exclude))
     if not found:
         why = "".join(f"; {line}" for line in summarised(left)[0])

@@ -35,10 +35,11 @@ from indexer.store import (
     refuse_no_index,
     writing,
 )
+from indexer.store.naming import existing_file, pictures_at
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
 from training.errors import CallError, SparsightError
-from training.files import full_path, path_text
+from training.files import path_text, real_place
 from training.terminal import progress
 
 MOST_MISSING = 0.1  # of an index's files: if more are gone, it is asked whether a drive is missing
@@ -129,19 +130,20 @@ def _find(paths: Sequence[Path], excluded: Excluded) -> tuple[list[str], list[Sk
     """The picture files of some paths, absolute, and what is left out or could not be entered."""
     found: dict[str, None] = {}
     left: list[Skipped] = []
-    for path in paths:
+    for given in paths:
+        path = existing_file(str(given))
+        if path is None:
+            raise SparsightError(f"{path_text(given)} does not exist: give picture files or folders")
         if path.is_dir():
             below, passed = find_pictures(path, excluded)
             found |= dict.fromkeys(below)
             left += passed
-        elif os.path.lexists(path):
-            file = str(full_path(path))
-            if reason := excluded.reason(file, file):
-                left.append(Skipped(file, reason))
-            else:
-                found[file] = None
+            continue
+        file = str(real_place(path))
+        if reason := excluded.reason(file, file):
+            left.append(Skipped(file, reason))
         else:
-            raise SparsightError(f"{path_text(path)} does not exist: give picture files or folders")
+            found[file] = None
     return list(found), [Skip(path_text(s.path), s.reason) for s in left]
 
 
@@ -289,13 +291,7 @@ def _named(store: Store, target: str) -> dict[int, str]:
     if target.isascii() and target.isdigit():
         rows = store.rows("SELECT image_id, path FROM images WHERE image_id = try_cast(? AS INTEGER)", [target])
         return dict(rows)
-    for path in dict.fromkeys((path_text(target), path_text(full_path(target)))):
-        if rows := store.rows("SELECT image_id, path FROM images WHERE path = ?", [path]):
-            return dict(rows)
-        below = path.rstrip(os.sep) + os.sep
-        if rows := store.rows("SELECT image_id, path FROM images WHERE starts_with(path, ?)", [below]):
-            return dict(rows)
-    return {}
+    return pictures_at(store, target)
 
 
 def _missing(store: Store, sure: bool) -> dict[int, str]:

@@ -53,7 +53,7 @@ def find_pictures(root: Path, excluded: Excluded | None = None) -> tuple[list[st
     The folder itself is taken whatever its name, unless it is `excluded`. Raises `SparsightError` where it is missing,
     no folder, or unreadable.
     """
-    top = os.path.abspath(root)
+    top = os.path.realpath(root)  # so that pictures have the same paths, whatever link led here
     excluded = excluded or Excluded(top)
     if reason := excluded.reason(top, top):
         return [], [Skipped(top, reason)]
@@ -176,7 +176,7 @@ def folder_labels(
     the second level the labels. A picture above the class folders has no label. depth: 0 or 1, the folders above
     those that are labels, where other pictures have settled it.
     """
-    top = os.path.abspath(root)
+    top = os.path.realpath(root)  # so that pictures have the same paths, whatever link led here
     folders = [os.path.relpath(p, top).split(os.sep)[:-1] for p in paths]
     if depth is None:
         first = {f[0] for f in folders if f}

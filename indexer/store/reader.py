@@ -163,10 +163,6 @@ class Store:
             raise self.damaged(f"it has no picture {missing[0]}")
         return [by_id[i] for i in image_ids]
 
-    def find_path(self, path: str) -> int | None:
-        """The id of the picture with a path; the first where several share it."""
-        return self.rows("SELECT min(image_id) FROM images WHERE path = ?", [path])[0][0]
-
     def images_at(self, paths: Iterable[str]) -> dict[str, ImageRow]:
         """The pictures at some paths, by path."""
         return {row.path: row for row in self._matching("path", paths)}
