@@ -5,7 +5,7 @@ Here texts, picture files and names become vectors and ids. `search.engine` answ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ import numpy as np
 
 from indexer.store import Classes
 from indexer.store.naming import existing_file
-from search.answers import Classification, Code, Explanation, Hit, Mode, contributions
+from search.answers import Answer, Classification, Code, Explanation, Hit, Mode, contributions
 from search.engine import Engine, check_k, check_mode
 from search.lookup import Picture, as_target, clean_text, find_concept, picture_id, unknown_concept
 from training.errors import CallError, SparsightError
@@ -23,6 +23,7 @@ from training.files import full_path
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
     from indexer.update import Added
+    from search.query import Query, Term
     from training.encoders import Encoder, TextEncoder
 
 
@@ -116,6 +117,28 @@ class Index:
         if picture is not None:
             return self._engine.search(self._query_of(picture, mode), k, mode)
         return self._engine.search(self.embed_text(str(text)), k, mode)
+
+    def answer(self, query: Query, vectors: Mapping[Term, np.ndarray] | None = None) -> Answer:
+        """The answer to a query: hits with the parts of their scores. vectors: of terms, where they are known already.
+
+        Raises `CallError` for a query that makes no sense here, as one that names an unknown concept.
+        """
+        from search.answering import answer_query
+        from search.chance import index_chance
+        from search.filters import allowed_pictures
+
+        known = vectors or {}
+
+        def vector_of(term: Term) -> np.ndarray:
+            if term in known:
+                return known[term]
+            if term.kind == "text":
+                return self.embed_text(term.value)
+            return self._query_of(term.value, "sparse" if query.resolved_mode == "sparse" else "dense")
+
+        allowed = allowed_pictures(self.store, query, self.concept_id)
+        chance = lambda: index_chance(self._engine, self.text_encoder.encode_texts)  # noqa: E731
+        return answer_query(self._engine, query, vector_of, self.concept_id, allowed, chance)
 
     def search_vector(self, t: np.ndarray, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
         """The pictures that fit a unit vector t (d,) in the encoder's space; at most k, best first."""
