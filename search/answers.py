@@ -101,7 +101,8 @@ class Explanation:
     """Why a picture x with the code w has its scores for a text t.
 
     dense_score: x·t; sparse_score: (w D)·t, the sum of the contributions; cosine: of x and w D, how much of the
-    embedding the concepts hold.
+    embedding the concepts hold. rank: among all pictures by x·t, from 1; ranks_without: for each concept the rank that
+    it would have without what that adds. They are told for a text that was asked for.
     """
 
     target: str
@@ -111,9 +112,33 @@ class Explanation:
     sparse_score: float
     cosine: float
     concepts: list[ConceptWeight]
+    rank: int | None = None
+    ranks_without: list[tuple[str, int]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         """The explanation as JSON holds it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EditState:
+    """What follows from a code: every class with its score, the highest first; the pictures nearest to it; and for a
+    text the rank among all pictures, from 1, else None."""
+
+    scores: list[tuple[str, float]]
+    neighbours: list[Hit]
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a picture's code means before and after a change by hand."""
+
+    before: EditState
+    after: EditState
+
+    def to_dict(self) -> dict[str, object]:
+        """The change as JSON holds it."""
         return asdict(self)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from indexer.store import Classes
 from indexer.store.naming import existing_file
-from search.answers import Answer, Classification, Code, Explanation, Hit, Mode, contributions
+from search.answers import Answer, Classification, Code, Edit, Explanation, Hit, Mode, contributions
+from search.editing import dense_scores, edit_code, edited, flips, rank_of
 from search.engine import Engine, check_k, check_mode
 from search.lookup import Picture, as_target, clean_text, find_concept, picture_id, unknown_concept
 from training.errors import CallError, SparsightError
@@ -173,6 +174,14 @@ class Index:
         code = self._code(x, image_id)
         shown, t = (text, self.embed_text(text)) if text is not None else self._best_class(x)
         r = self._engine.decode(code)
+        parts = contributions(code, self.D @ t, self._engine.names)
+        rank, ranks_without = None, []
+        if text is not None:
+            others = dense_scores(self._engine, t)
+            if image_id is not None:
+                others = np.delete(others, int(np.searchsorted(self.store.image_ids, image_id)))
+            rank = rank_of(float(x @ t), others)
+            ranks_without = [(part.name, rank_of(float(x @ t) - part.contribution, others)) for part in parts]
         row = None if image_id is None else self.store.images([image_id])[0]
         return Explanation(
             target=row.path if row else str(picture),
@@ -181,8 +190,38 @@ class Index:
             dense_score=float(x @ t),
             sparse_score=float(r @ t),
             cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)),
-            concepts=contributions(code, self.D @ t, self._engine.names),
+            concepts=parts,
+            rank=rank,
+            ranks_without=ranks_without,
         )
+
+    def edit(
+        self,
+        picture: Picture,
+        *,
+        without: Sequence[str] = (),
+        with_: Mapping[str, float] | None = None,
+        text: str | None = None,
+    ) -> Edit:
+        """What a picture would be without some concepts, or with others: its classes, neighbours, and rank for a text.
+
+        with_: weights by name, as `{"red": 0.3}`; a weight of 0 takes a concept out. Raises `CallError` for a weight
+        that is none, or an unknown concept.
+        """
+        changes = {self.concept_id(name): weight for name, weight in (with_ or {}).items()}
+        if wrong := [w for w in changes.values() if not 0 <= w <= 1e6]:
+            raise CallError(f"a concept's weight is {wrong[0]}: it must be 0 or above")
+        x, image_id = self.embed_picture(picture)
+        code = self._code(x, image_id)
+        changed = edit_code(code, [self.concept_id(name) for name in without], changes)
+        t = None if text is None else self.embed_text(text)
+        return edited(self._engine, code, changed, t, image_id)
+
+    def flips(self, label: str) -> list[tuple[str, int]]:
+        """The concepts that a class hangs on: without them so many of its pictures would be given another class."""
+        if label not in self.store.classes().names:
+            raise CallError(f"no class {label!r}; there are {', '.join(self.store.classes().names)}")
+        return flips(self._engine, label)
 
     def concepts(self) -> list[Concept]:
         """Every concept, in the order of the rows of D, with the number of pictures that it helps to make up."""
