@@ -25,7 +25,8 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Settings of an index. templates: the prompts of a concept, None for the encoder's own.
+    """Settings of an index. templates: the prompts of a concept, None for the encoder's own. dense: the
+    dense index, as FAISS's `index_factory` describes it; recall: the share of the k best that it is to find.
 
     Its codes are refitted: the penalty chooses the concepts, least squares weighs them (Gauss-Lasso), so that a sparse
     score is as large as the cosine that it stands for.
@@ -34,5 +35,6 @@ class IndexConfig:
     dictionary: str = "auto"
     templates: tuple[str, ...] | None = None
     dense: str = "Flat"
+    recall: float = 0.95
     coder: CoderConfig = field(default_factory=lambda: CoderConfig(refit=True))
     batch_size: int = 500

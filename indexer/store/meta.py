@@ -31,7 +31,8 @@ class IndexMeta:
     folder of its pictures, "" where it has none; embedded: whether its embeddings were made from the pictures or came
     with the encoder; labels: "folders" where the folders' names are the labels. encoder_…, trained_on: the encoder.
     dictionary, dictionary_fingerprint: where the concepts came from, and a SHA-256 over them. templates: the prompts
-    of a concept. coder: the settings of the codes. dense_factory: the dense index, as FAISS describes it.
+    of a concept. coder: the settings of the codes. dense_factory: the dense index, as FAISS describes it; dense_recall:
+    the share of the k best that it is to find.
     """
 
     generation: int = 0
@@ -58,6 +59,7 @@ class IndexMeta:
     templates: tuple[str, ...]
     coder: CoderConfig
     dense_factory: str = "Flat"
+    dense_recall: float = 0.95
 
     @property
     def dead(self) -> int:
@@ -75,6 +77,7 @@ COUNTS = (  # whole numbers; those that an export leaves out follow from the oth
     "generation", "n", "d", "m", "nnz", "next_id", "vector_rows", "vector_block", "thumbnail_bytes",
 )  # fmt: skip
 FILES = ("vectors_file", "thumbnails_file")
+LATER = ("dense_recall",)  # that an index of this format may lack: it was written before there was such a key
 DERIVED = ("format", "generation", "nnz", "l1", "vector_rows", "vector_block", "thumbnail_bytes", *FILES)
 
 
@@ -87,7 +90,7 @@ def parse_meta(rows: Mapping[str, str], *, without: tuple[str, ...] = ()) -> Ind
     for field in fields(IndexMeta):
         key = field.name
         if key not in rows:
-            if key in without:
+            if key in without or key in LATER:
                 continue
             raise MetaError(f"it has no {key}")
         values[key] = _PARSERS.get(key, _text)(key, rows[key])
@@ -145,9 +148,17 @@ def parse_coder(key: str, text: str) -> CoderConfig:
     return CoderConfig(**found)
 
 
+def _share(key: str, text: str) -> float:
+    number = _json(key, text)
+    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number <= 1:
+        raise MetaError(f"its {key} is {text[:40]!r}, no number above 0 and up to 1")
+    return float(number)
+
+
 _PARSERS: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(COUNTS, _count),
     **dict.fromkeys(FILES, _file),
     "templates": _templates,
     "coder": parse_coder,
+    "dense_recall": _share,
 }
