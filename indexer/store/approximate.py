@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ LEVELS = (10, 30, 100, 300, 1000)  # numbers of hits for which it is measured
 SAMPLE = 256  # queries of each kind
 SLACK = 1.1  # rows that there may be more of than were measured
 GAIN = 0.005  # a twofold effort that finds so little more is not worth it: more candidates are
+CODED = 1.3  # where more candidates than so many times k are needed, codes stand for the rows
 REFUSED = 3  # exit code of a trial that FAISS refuses
 
 
@@ -36,6 +38,9 @@ class Setting(NamedTuple):
     k: int
     effort: int
     candidates: int
+
+    def doubled(self) -> Setting:
+        return Setting(self.k, 2 * self.effort, 2 * self.candidates)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,11 @@ class Approximate:
 
     index: Any
     tuning: Tuning
+
+    @cached_property
+    def is_graph(self) -> bool:
+        """Whether it follows links: what it visits are its candidates."""
+        return _graph(list(_parts(self.index))[-1]) is not None
 
     def candidates(self, Q: np.ndarray, setting: Setting) -> list[np.ndarray]:
         """For each query of Q (q, d) the rows, best first, that are worth an exact score."""
@@ -137,11 +147,8 @@ def _built(rows: np.ndarray, d: int, factory: str, *, quick: bool = False) -> An
     import faiss
 
     try:
-        index = faiss.index_factory(d, factory, faiss.METRIC_INNER_PRODUCT)
-        if quick and isinstance(index, faiss.IndexPreTransform):
-            for i in range(index.chain.size()):
-                if isinstance(transform := faiss.downcast_VectorTransform(index.chain.at(i)), faiss.OPQMatrix):
-                    transform.niter = transform.niter_pq = transform.niter_pq_0 = 1
+        index = _described(d, factory)
+        _hasten(index, quick)
         if not index.is_trained:
             index.train(rows)
         _add(index, rows)
@@ -149,6 +156,34 @@ def _built(rows: np.ndarray, d: int, factory: str, *, quick: bool = False) -> An
         reason = str(e).strip().splitlines()[-1] if str(e).strip() else "its size does not fit"
         raise CallError(f"FAISS cannot build {factory!r} over {len(rows)} × {d}: {reason}") from e
     return index
+
+
+def _hasten(index: Any, quick: bool) -> None:
+    """Leaves out the part of training that nothing here uses: an order of a quantiser's codes for Hamming distances,
+    which takes most of the time."""
+    import faiss
+
+    for part in _parts(index):
+        for coded in (part, faiss.downcast_index(part.storage) if isinstance(part, faiss.IndexHNSW) else None):
+            if hasattr(coded, "do_polysemous_training"):
+                coded.do_polysemous_training = False
+        for i in range(part.chain.size() if quick and isinstance(part, faiss.IndexPreTransform) else 0):
+            if isinstance(transform := faiss.downcast_VectorTransform(part.chain.at(i)), faiss.OPQMatrix):
+                transform.niter = transform.niter_pq = transform.niter_pq_0 = 1
+
+
+def _described(d: int, factory: str) -> Any:
+    """By inner product where the description knows it; else by distance, whose order is the same over unit rows."""
+    import faiss
+
+    try:
+        return faiss.index_factory(d, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        try:
+            return faiss.index_factory(d, factory, faiss.METRIC_L2)
+        except RuntimeError:
+            pass
+        raise
 
 
 def _add(index: Any, rows: np.ndarray) -> None:
@@ -200,7 +235,11 @@ def _set_effort(index: Any, effort: int) -> None:
 
 
 def _ask(index: Any, Q: np.ndarray, effort: int, count: int) -> np.ndarray:
-    """Rows (q, count), best first, −1 where there are fewer."""
+    """Rows (q, count), best first, −1 where there are fewer. A refinement is left out: the caller scores exactly."""
+    import faiss
+
+    while isinstance(index, faiss.IndexRefine):
+        index = faiss.downcast_index(index.base_index)
     _set_effort(index, effort)
     try:
         return index.search(np.ascontiguousarray(Q, np.float32), min(count, max(1, index.ntotal)))[1]
@@ -215,7 +254,9 @@ class _Queries:
         rng, n = np.random.default_rng(0), len(X)
         chosen = np.sort(rng.choice(n, min(SAMPLE, n), replace=False))
         own = np.concatenate([X[i : i + 1] for i in chosen.tolist()])
-        asked = texts[np.sort(rng.choice(len(texts), min(SAMPLE, len(texts)), replace=False))]
+        pairs = rng.integers(0, max(len(texts), 1), (SAMPLE if len(texts) else 0, 2))
+        asked = texts[pairs].sum(1)  # texts are of two concepts, or of one where a pair is of the same
+        asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-12)
         self.Q = np.ascontiguousarray(np.concatenate([own, asked.reshape(-1, own.shape[1])]), np.float32)
         self._is_own = np.arange(len(self.Q)) < len(own)
         nearest = _nearest(X, self.Q, k + 1)
@@ -296,6 +337,8 @@ def _least(index: Any, queries: _Queries, k: int, recall: float, start: Setting)
     candidates = count
     while not is_graph and candidates > k and queries.recall(places, k, max(k, candidates * 4 // 5)) >= recall:
         candidates = max(k, candidates * 4 // 5)
+    if candidates > CODED * k:
+        candidates = max(candidates, 2 * k)  # enough to notice a query that needs more
     return Setting(k, effort, candidates) if 2 * candidates <= index.ntotal else None
 
 
