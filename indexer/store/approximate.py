@@ -169,9 +169,14 @@ def _hasten(index: Any, quick: bool) -> None:
         for coded in (part, faiss.downcast_index(part.storage) if isinstance(part, faiss.IndexHNSW) else None):
             if hasattr(coded, "do_polysemous_training"):
                 setattr(coded, "do_polysemous_training", False)  # noqa: B010 (FAISS's types do not tell of it)
-        for i in range(part.chain.size() if quick and isinstance(part, faiss.IndexPreTransform) else 0):
+        for i in range(_steps(part) if quick else 0):
             if isinstance(transform := faiss.downcast_VectorTransform(part.chain.at(i)), faiss.OPQMatrix):
                 transform.niter = transform.niter_pq = transform.niter_pq_0 = 1
+
+
+def _steps(index: Any) -> int:
+    """Transforms that come before an index."""
+    return index.chain.size() if hasattr(index, "chain") else 0
 
 
 def _described(d: int, factory: str) -> Any:
