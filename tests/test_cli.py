@@ -29,9 +29,12 @@ def test_a_hit_has_the_agreed_keys(run, bundled_index):
     hits = [json.loads(line) for line in lines]
     assert [h["rank"] for h in hits] == [1, 2, 3]
     for hit in hits:
-        assert set(hit) == {"rank", "id", "score", "path", "label", "concepts"}
+        assert set(hit) == {
+            *("rank", "id", "score", "path", "label", "concepts", "rest", "chance", "matches", "others"),
+        }
         assert set(hit["concepts"][0]) == {"name", "weight", "contribution"}
-        assert sum(c["contribution"] for c in hit["concepts"]) == pytest.approx(hit["score"], abs=1e-5)
+        parts = sum(c["contribution"] for c in hit["concepts"])
+        assert parts + hit["rest"] == pytest.approx(hit["score"], abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["sparse", "dense"])
@@ -82,8 +85,8 @@ def test_faults_of_the_call(run, small_index, tmp_path):
     assert "empty" in run("search", " ", *at, code=2).stderr
     assert "near ones: dark cat" in run("search", "--concept", "dark catt", *at, code=2).stderr
     assert "at least 1" in run("search", "cat", "-k", 0, *at, code=2).stderr
-    assert "one thing" in run("search", *at, code=2).stderr
-    assert "one thing" in run("search", "cat", "--concept", "cat", *at, code=2).stderr
+    assert "the query is empty" in run("search", *at, code=2).stderr
+    assert run("search", "cat", "--concept", "cat", "--not", "9=0.5", *at).stdout
     assert "no picture" in run("search", "--picture", text, *at, code=1).stderr
     assert "neither a file" in run("search", "--picture", tmp_path / "none.png", *at, code=1).stderr
     assert "ids run from 0" in run("explain", 100_000, *at, code=2).stderr

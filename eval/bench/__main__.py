@@ -13,10 +13,15 @@ from pathlib import Path
 
 import click
 
-from eval.bench import coder, scale, search
+from eval.bench import coder, dense, scale, search
 from eval.bench.common import Options, Section, hardware, table, versions
 
-SECTIONS: dict[str, Callable[[Options], Section]] = {"coder": coder.run, "search": search.run, "scale": scale.run}
+SECTIONS: dict[str, Callable[[Options], Section]] = {
+    "coder": coder.run,
+    "search": search.run,
+    "dense": dense.run,
+    "scale": scale.run,
+}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
