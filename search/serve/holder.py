@@ -1,0 +1,86 @@
+"""The one open index that all requests share.
+
+The libraries below (DuckDB's connection, the mapped files, compiled kernels) are not made for several threads at once,
+so a request has the index to itself while it asks; what it renders, it renders afterwards. A new generation of the
+index is taken up at the next request; until then answers come from the one that is open, whole as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from indexer.store import Store
+from search.index import Index
+from training.errors import SparsightError
+
+
+class Opening(NamedTuple):
+    """What to open: the folder of the index, its encoder where that lies elsewhere now, where torch computes."""
+
+    folder: Path
+    encoder: str | None = None
+    device: str = "auto"
+
+
+class Holder:
+    """Keeps an index open, and its encoder loaded. Raises `SparsightError` where there is no index to open."""
+
+    def __init__(self, opening: Opening):
+        self.opening = opening
+        self._lock = threading.Lock()
+        self._index = self._open()
+        self.version = version_of(self._index.store)
+        self.trouble = ""  # why a newer generation could not be opened
+
+    @contextmanager
+    def index(self) -> Iterator[Index]:
+        """The index of the newest generation, for one thread at a time."""
+        with self._lock:
+            self._renew()
+            yield self._index
+
+    def close(self) -> None:
+        with self._lock:
+            self._index.close()
+
+    def warm(self) -> None:
+        """Loads what the first query would wait for, in the background; a fault shows itself when it is asked for."""
+        threading.Thread(target=self._load, daemon=True).start()
+
+    def _load(self) -> None:
+        with suppress(SparsightError):
+            with self.index() as index:
+                index.text_encoder, index.D, index.concepts()  # noqa: B018 (loaded by being named)
+                if len(index):
+                    index.search(concepts=index.concepts()[0].name, k=1)
+            import torch  # noqa: F401 (takes seconds: not while others wait for the index)
+
+            with self.index() as index:
+                index.encoder  # noqa: B018
+
+    def _open(self) -> Index:
+        return Index(self.opening.folder, encoder=self.opening.encoder, device=self.opening.device)
+
+    def _renew(self) -> None:
+        if self._index.store.is_current():
+            return
+        try:
+            newer = self._open()
+        except SparsightError as e:  # removed, or damaged: the one that is open still answers
+            self.trouble = str(e)
+            return
+        self._index.close()
+        self._index, self.trouble = newer, ""
+        self.version = version_of(newer.store)
+
+
+def version_of(store: Store) -> str:
+    """A short text that is another for every generation and every rebuild: addresses of thumbnails carry it."""
+    meta = store.meta
+    told = (meta.generation, meta.n, meta.next_id, meta.vectors_file, meta.thumbnails_file, meta.dictionary_fingerprint)
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
