@@ -49,7 +49,7 @@ class Address(BaseModel):
     def query(self, terms: list[Term] | None = None) -> Query:
         """The query, with other terms if some are given; raises `CallError` where it makes no sense."""
         rest: dict[str, Any] = {name: getattr(self, name) for name in SAME if getattr(self, name)}
-        lists = {field: tuple(getattr(self, name)) for field, name in LISTS.items()}
+        lists: dict[str, Any] = {field: tuple(getattr(self, name)) for field, name in LISTS.items()}
         return Query(terms=tuple(self.terms() if terms is None else terms), **lists, **rest)
 
     def terms(self) -> list[Term]:
@@ -107,7 +107,7 @@ def typed(text: str, *, against: bool = False) -> list[Term]:
 
     against: the whole is meant against.
     """
-    found = []
+    found: list[Term] = []
     for part in TYPED.split(" ".join(text.split())):
         marks = re.match(r"[-−+#]*", part)
         signs, value = (marks[0], part[marks.end() :].strip()) if marks else ("", part.strip())

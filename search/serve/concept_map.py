@@ -48,7 +48,7 @@ def concept_map(D: np.ndarray, concepts: Sequence[Concept]) -> Map:
     places = (places - low) / np.maximum(high - low, 1e-12)
     parents = list(dict.fromkeys(c.parent for c in chosen if c.parent))[:COLOURS]
     most = chosen[0].images
-    dots, written = [], []
+    dots, written = [], list[tuple[float, float]]()
     for concept, (u, v) in zip(chosen, places.tolist(), strict=True):
         x, y = EDGE + u * (WIDTH - 4 * EDGE), EDGE + v * (HEIGHT - 2 * EDGE)
         named = len(written) < NAMED and not any(abs(x - a) < 95 and abs(y - b) < 17 for a, b in written)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import NamedTuple
 from indexer.store import Store
 from search.index import Index
 from training.errors import SparsightError
+
+PAUSE = 2.0  # seconds: importing torch takes so many of a processor that the first page would wait for it
 
 
 class Opening(NamedTuple):
@@ -55,10 +58,11 @@ class Holder:
     def _load(self) -> None:
         with suppress(SparsightError):
             with self.index() as index:
-                index.text_encoder, index.D, index.concepts()  # noqa: B018 (loaded by being named)
+                index.text_encoder, index.D, index.concepts()
                 if len(index):
                     index.search(concepts=index.concepts()[0].name, k=1)
-            import torch  # noqa: F401 (takes seconds: not while others wait for the index)
+            time.sleep(PAUSE)
+            import torch  # noqa: F401 (not while others wait for the index)
 
             with self.index() as index:
                 index.encoder  # noqa: B018

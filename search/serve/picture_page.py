@@ -8,8 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
-from search.answers import Explanation
-from search.index import Index
 from search.serve.adapter import Edit, State, edit
 from search.serve.address import Word, Words, term
 from search.serve.api import PictureId
@@ -64,7 +62,7 @@ def picture(
 
 def changed(change: Edit, version: str) -> dict[str, Any]:
     """Before and after, side by side: the scores of the classes, the neighbours, the rank for the text."""
-    before = {name: score for name, score in change.before.scores}
+    before = dict(change.before.scores)
     rows = [(bar, before.get(bar.name, 0.0)) for bar in score_bars(change.after.scores)]
 
     def side(state: State) -> dict[str, Any]:
@@ -75,9 +73,7 @@ def changed(change: Edit, version: str) -> dict[str, Any]:
 
 
 @router.get("/thumbnail/{image_id}.jpg")
-def thumbnail(
-    image_id: PictureId, here: Here, v: str = "", if_none_match: Annotated[str, Header()] = ""
-) -> Response:
+def thumbnail(image_id: PictureId, here: Here, v: str = "", if_none_match: Annotated[str, Header()] = "") -> Response:
     """A thumbnail; one that is asked for with the version of the index may be kept for good."""
     with here.holder.index() as index:
         check_here(index, image_id)

@@ -32,8 +32,10 @@ def _templates() -> jinja2.Environment:
 def render(request: Request, name: str, status: int = 200, **shown: Any) -> Response:
     """A page from its template."""
     holder = request.app.state.serving.holder
-    page = _templates().get_template(name).render(
-        at=request.url.path, version=holder.version, trouble=holder.trouble, **shown
+    page = (
+        _templates()
+        .get_template(name)
+        .render(at=request.url.path, version=holder.version, trouble=holder.trouble, **shown)
     )
     return HTMLResponse(page, status)
 

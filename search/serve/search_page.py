@@ -37,7 +37,7 @@ class PageAddress(Address):
     k: int = Field(40, ge=1, le=MOST_K)
     q: Word = ""
     sign: str = ""
-    w: Annotated[list[Weight], Field(max_length=MOST_TERMS)] = []
+    w: Annotated[list[Weight], Field(max_length=MOST_TERMS)] = Field([])
     rare: float = Field(0, ge=0, le=RAREST, allow_inf_nan=False)
     beside: bool = False
 
@@ -146,14 +146,14 @@ def modes(query: Query, links: Links, now: str, *, beside: bool) -> list[tuple[s
     return [*found, ("side by side", both.but(fuse=False), beside)]
 
 
-def start(index: Index, version: str) -> dict[str, object]:
+def start(index: Index, version: str) -> dict[str, Any]:
     """What the page shows before anything is asked: what there is, and where one might begin."""
     frequent = sorted((c for c in index.concepts() if c.images), key=lambda c: -c.images)[:EXAMPLES]
     shown = [(concept, index.search(concepts=concept.name, k=1)) for concept in frequent]
     return {
         "meta": index.store.meta,
         "examples": [(c, thumbnail_src(hits[0].id, version) if hits else None) for c, hits in shown],
-        "address": PageAddress(),
+        "address": PageAddress.model_validate({}),
         "chips": [],
         "query": None,
     }

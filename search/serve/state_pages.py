@@ -75,7 +75,7 @@ def _state(request: Request, here: Serving, findings: list[Any] | None) -> Respo
         except OSError:
             when = None
         folder = store.folder
-    return render(
+    page = render(
         request,
         "state.html",
         meta=meta,
@@ -88,3 +88,5 @@ def _state(request: Request, here: Serving, findings: list[Any] | None) -> Respo
         skipped_count=len(skipped),
         findings=findings,
     )
+    page.headers["Referrer-Policy"] = "same-origin"  # without one, a browser does not say that the form is ours
+    return page

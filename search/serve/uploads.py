@@ -1,4 +1,4 @@
-"""Pictures that were dropped on the page: kept in memory, a bounded number of bytes of them, by their content's hash."""
+"""Pictures that were dropped on the page: kept in memory, as many as fit, by their content's hash."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Facet(NamedTuple):
     """Something that several hits have: how many, and the address that asks for it alone."""
 
     name: str
-    count: int
+    many: int
     href: str
     is_set: bool = False
 
@@ -101,7 +101,9 @@ def chips_of(links: Links) -> list[Chip]:
                 rest = query.terms[:place] + query.terms[place + 1 :]
                 other = (*query.terms[:place], replace(term, weight=-term.weight), *query.terms[place + 1 :])
                 src = picture_src(term.value) if kind == "picture" else ""
-                says = f"picture {term.value}" if kind == "picture" and not term.value.startswith(PREFIX) else term.value
+                says = (
+                    f"picture {term.value}" if kind == "picture" and not term.value.startswith(PREFIX) else term.value
+                )
                 says = "your picture" if term.value.startswith(PREFIX) else says
                 chips.append(
                     Chip(kind, term.value, says, links.but(terms=rest), term.weight, links.but(terms=other), src)
