@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Test pictures of CIFAR-10 to judge under corruption; 0 for none.",
 )
+@click.option("--encoder", "encoder_name", help="Encoder: folder or hub name.  [default: the index's own]")
 @index_option
 @data_option
 @device_option
@@ -37,6 +38,7 @@ def evaluate(
     split: str | None,
     examples: int,
     corrupted: int,
+    encoder_name: str | None,
     index_dir: Path,
     data_dir: Path,
     device: str,
@@ -50,7 +52,11 @@ def evaluate(
     from training.device import pick_device
 
     chosen = str(pick_device(device))
-    with Index(index_dir, device=chosen) as opened:
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # a report that cannot be written is not begun
+    except OSError as e:
+        raise SparsightError(f"cannot write the report to {out}: {e.strerror}; choose another --out") from e
+    with Index(index_dir, encoder=encoder_name, device=chosen) as opened:
         store = opened.store
         encoder, pictures = None, None
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 from indexer.coding import Dictionary, encode_sparse, make_dictionary, merge_same
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, encode_files, encode_pixels
-from indexer.pictures import FORMATS, find_pictures, folder_labels
+from indexer.pictures import Excluded, find_pictures, folder_labels, formats, summarised
 from indexer.plan import plan_addition
 from indexer.store import Classes, Contents, Described, IndexMeta, Journal, Pictures, Skip, Store, write_store, writing
 from indexer.store.dense import FLAT, build_dense, dense_key, save_dense
@@ -36,6 +37,7 @@ class Source:
     root: str = ""
     embedded: str = FROM_PICTURES
     labels: str = ""
+    exclude: tuple[str, ...] = ()
     classes: Sequence[str] = CLASSES
 
 
@@ -88,12 +90,14 @@ def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig
     the content of a picture before it, is skipped, with its reason. Raises `SparsightError` where there is no picture
     to index, or no label where they are asked for.
     """
-    found, unentered = find_pictures(root)
+    top = path_text(os.path.realpath(root))
+    found, left = find_pictures(root, Excluded(top, config.exclude))
     if not found:
-        raise SparsightError(f"no pictures in {path_text(root)}: none of its files is named as {', '.join(FORMATS)}")
+        why = "".join(f"; {line}" for line in summarised(left)[0])
+        names = ", ".join(formats())
+        raise SparsightError(f"no pictures in {path_text(root)}: none of its files is named as {names}{why}")
     if labels and not any(folder_labels(found, root)[1]):
         raise SparsightError(f"no class folders in {path_text(root)}: with --labels folders, pictures lie in one each")
-    top = path_text(root.absolute())
     with writing(folder, "index"):
         journal = Journal(folder, encoder)
         read = encode_files(found, encoder, journal, config.batch_size)
@@ -103,13 +107,14 @@ def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig
                 f"none of the {len(found)} picture files in {path_text(root)} can be read; {first.path}: {first.reason}"
             )
         files = plan_addition({}, {path: s.content_hash for path, s in read.seen.items()})
-        skipped = [Skip(path_text(s.path), s.reason) for s in unentered] + read.skipped
+        skipped = [Skip(path_text(s.path), s.reason) for s in left] + read.skipped
         skipped += [Skip(path, f"it is a duplicate of {of}") for path, of in files.duplicates]
         described = describe_files([path for path, _ in files.added], read, journal, top if labels else None)
         source = Source(
             dataset=Path(top).name or top,
             root=top,
             labels="folders" if labels else "",
+            exclude=config.exclude,
             classes=sorted({label for label in described.labels if label is not None}),
         )
         X = journal.vectors([h for _, h in files.added])
@@ -178,6 +183,7 @@ def index_meta(
         root=source.root,
         embedded=source.embedded,
         labels=source.labels,
+        exclude=source.exclude,
         encoder_name=encoder.name,
         encoder_source=encoder.source,
         encoder_fingerprint=encoder.fingerprint,

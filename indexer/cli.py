@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from indexer.update import Added
 
 
+exclude_option = click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files and folders of this name, or, with a slash, below the indexed folder at this path, as "
+    "'*-small.jpg' or 'old/scans'; may be repeated. The index keeps it for `add`.",
+)
+
+
 @click.command(cls=Command)
 @click.argument("path", required=False, type=FilePath())
 @click.option("--labels", type=click.Choice(["folders"]), help="Take the names of PATH's folders as labels.")
@@ -60,6 +69,7 @@ if TYPE_CHECKING:
     help="Weigh the concepts that the penalty chose by least squares, without its shrinkage.",
 )
 @click.option("--dense", default=IndexConfig.dense, show_default=True, help="A FAISS index_factory description.")
+@exclude_option
 @click.option("--bundled", is_flag=True, help="Index the bundled embeddings of the 10,000 test pictures.")
 @device_option
 def index(
@@ -74,15 +84,19 @@ def index(
     absolute: bool,
     refit: bool,
     dense: str,
+    exclude: tuple[str, ...],
     bundled: bool,
     device: str,
 ) -> None:
     """Encodes the pictures below the folder PATH (without it: CIFAR-10) and builds both indexes.
 
     An earlier index is replaced when the new one is whole; a stopped build goes on where it ended. Taken are JPEG, PNG,
-    WebP, GIF and BMP files at any depth; hidden ones are passed over, those that cannot be read, and those with the
-    content of another, are skipped and listed.
+    WebP, GIF, BMP, TIFF and AVIF files at any depth, and HEIC with the extra `heic`. Passed over are hidden ones, and
+    the folders in which systems and photo programs keep thumbnails, caches and deleted files. What cannot be read, and
+    what has the content of another, is skipped and listed.
     """
+    if path is None and exclude:
+        raise CallError("--exclude needs a PATH, a folder of pictures")
     if path is None and labels:
         raise CallError("--labels needs a PATH, a folder of pictures")
     if path is not None and bundled:
@@ -94,14 +108,16 @@ def index(
             raise CallError(f"--template {template!r}: it must hold the concept's place, {{}}, once")
     from indexer.build import index_bundled, index_folder, index_pictures
     from indexer.coding import concepts_of
+    from indexer.pictures import check_patterns
     from training.data.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
     from training.encoders import has_test_embeddings, load_test_embeddings, open_encoder
 
+    patterns = check_patterns(exclude)
     chosen = pick_device(device)
     loaded = open_encoder(encoder, chosen)
     coder = CoderConfig(l1=l1, relative=not absolute, refit=refit)
-    config = IndexConfig(dictionary=dictionary, templates=templates or None, dense=dense, coder=coder)
+    config = IndexConfig(dictionary=dictionary, templates=templates or None, exclude=patterns, dense=dense, coder=coder)
     click.echo(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}", err=True)
     concepts_of(dictionary, loaded, note=lambda text: click.echo(text, err=True))  # faults before the work, not after
     if path is not None:
@@ -127,6 +143,7 @@ def index(
 @click.argument("paths", nargs=-1, required=True, type=FilePath())
 @click.option("--dry-run", is_flag=True, help="Say what would be added, and change nothing.")
 @click.option("--verify", is_flag=True, help="Read every file, also those of the size and time that the index knows.")
+@exclude_option
 @index_option
 @click.option("--encoder", default=None, help="The index's encoder, where it lies elsewhere now.")
 @json_option
@@ -135,6 +152,7 @@ def add(
     paths: tuple[Path, ...],
     dry_run: bool,
     verify: bool,
+    exclude: tuple[str, ...],
     index_dir: Path,
     encoder: str | None,
     as_json: bool,
@@ -146,17 +164,19 @@ def add(
     replaced, a moved file's keeps its id. --json prints a line for each path that is not unchanged. A stopped
     addition goes on where it ended.
     """
+    from indexer.pictures import check_patterns
     from indexer.update import add_pictures, plan_add
 
+    patterns = check_patterns(exclude)
     if dry_run:
-        _print_added(index_dir, plan_add(index_dir, paths, verify=verify), as_json, "would be added")
+        _print_added(index_dir, plan_add(index_dir, paths, verify=verify, exclude=patterns), as_json, "would be added")
         return
     from indexer.store import Store
     from training.encoders import open_encoder
 
     with Store(index_dir) as store:
         source = encoder or store.meta.encoder_source
-    done = add_pictures(index_dir, paths, open_encoder(source, device), verify=verify)
+    done = add_pictures(index_dir, paths, open_encoder(source, device), verify=verify, exclude=patterns)
     _print_added(index_dir, done, as_json, "added")
 
 
@@ -175,7 +195,7 @@ def _print_added(index_dir: Path, done: Added, as_json: bool, verb: str) -> None
             click.echo(json.dumps(line))
         return
     _list("duplicates, not added", [(path, f"the same as {of}") for path, of in plan.duplicates])
-    _list("skipped", done.skipped)
+    _list_skipped("skipped", done.skipped)
     if verb != "added":
         _list(verb, [(path, "its file has changed" if path in changed else "new") for path, _ in added])
     replaced = sum(path in changed for path, _ in added)
@@ -252,6 +272,16 @@ def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
         raise SparsightError(f"{shown_path(index_dir)}: {len(faults)} faults ({checks}); {faults[0].hint}")
 
 
+def _list_skipped(what: str, skipped: Sequence[tuple[str, str]]) -> None:
+    """What was not taken, on stderr: counted where its kind or its name says why, else one by one."""
+    from indexer.pictures import summarised
+
+    lines, rest = summarised(skipped)
+    _list(what, rest)
+    for line in lines:
+        click.echo(printable(line), err=True)
+
+
 def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
     """The first few paths with what is to be said of them, on stderr."""
     if not items:
@@ -267,7 +297,7 @@ def _print_built(index_dir: Path, built: Built) -> None:
     from indexer.store import DATABASE
 
     meta = built.meta
-    _list(f"skipped, listed in table `skipped` of {index_dir / DATABASE}", built.skipped)
+    _list_skipped(f"skipped, listed in table `skipped` of {index_dir / DATABASE}", built.skipped)
     click.echo(
         f"{shown_path(index_dir)}: {meta.n} pictures, {meta.m} concepts, "
         f"{meta.nnz / max(1, meta.n):.2f} concepts a picture ({meta.embedded})"

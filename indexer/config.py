@@ -25,7 +25,8 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Settings of an index. templates: the prompts of a concept, None for the encoder's own.
+    """Settings of an index. templates: the prompts of a concept, None for the encoder's own. exclude: patterns of files
+    and folders that are left out.
 
     Its codes are refitted: the penalty chooses the concepts, least squares weighs them (Gauss-Lasso), so that a sparse
     score is as large as the cosine that it stands for.
@@ -33,6 +34,7 @@ class IndexConfig:
 
     dictionary: str = "auto"
     templates: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
     dense: str = "Flat"
     coder: CoderConfig = field(default_factory=lambda: CoderConfig(refit=True))
     batch_size: int = 500

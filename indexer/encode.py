@@ -42,16 +42,17 @@ def encode_files(
 ) -> FilesRead:
     """Reads picture files; pictures that neither the journal nor the index (its content hashes) holds are encoded.
 
-    Of the pictures' own data no more than two batches are in memory.
+    They are prepared for the tower as they are read, so that no more of them is in memory than two batches of what it
+    takes, whatever their sizes.
     """
-    found = FilesRead()
+    found, batch_size = FilesRead(), min(batch_size, encoder.batch)
     with progress("encode", len(paths)) as step, quiet_pillow():
         held = lambda content_hash: content_hash in journal or content_hash in indexed  # noqa: E731
-        read = read_pictures(paths, encoder.image_size, ahead=batch_size, known=held)
+        read = read_pictures(paths, encoder.prepare, encoder.image_size, ahead=batch_size, known=held)
         while batch := list(islice(read, batch_size)):
             new = _new_pictures(batch, found, journal)
             if new:
-                X = encoder.encode_images(np.stack([p.pixels for p in new.values() if p.pixels is not None]))
+                X = encoder.encode_images([p.prepared for p in new.values()])
                 journal.add(list(new), X, [p.thumbnail for p in new.values()])
             step(len(batch))
     return found
@@ -68,7 +69,7 @@ def _new_pictures(batch: Sequence[Picture | Skipped], found: FilesRead, journal:
             found.skipped.append(Skip(path, "another picture's path reads the same"))
         else:
             found.seen[path] = Seen(p.content_hash, p.size, p.changed)
-            if p.pixels is not None and p.content_hash not in journal:
+            if p.prepared is not None and p.content_hash not in journal:
                 new[p.content_hash] = p
     return new
 

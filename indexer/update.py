@@ -20,7 +20,7 @@ from indexer.build import describe_files
 from indexer.coding import encode_sparse
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, Seen, encode_files
-from indexer.pictures import find_pictures, folder_labels, hash_files
+from indexer.pictures import Excluded, Skipped, find_pictures, folder_labels, hash_files
 from indexer.plan import Plan, plan_addition
 from indexer.store import (
     Change,
@@ -35,10 +35,11 @@ from indexer.store import (
     refuse_no_index,
     writing,
 )
+from indexer.store.naming import existing_file, pictures_at
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
 from training.errors import CallError, SparsightError
-from training.files import full_path, path_text
+from training.files import path_text, real_place
 from training.terminal import progress
 
 MOST_MISSING = 0.1  # of an index's files: if more are gone, it is asked whether a drive is missing
@@ -70,18 +71,21 @@ def add_pictures(
     *,
     batch_size: int = IndexConfig.batch_size,
     verify: bool = False,
+    exclude: Sequence[str] = (),
 ) -> Added:
     """Adds what the index does not hold of picture files, and of those below folders.
 
     encoder: the index's, not centred. Where a file's content has changed, its picture is replaced (by one with an id of
     its own); where a picture's file has moved, its path is. A file of the size and time of change that the index knows
-    is not read again; verify: it is. Pictures are coded as the index's are, against its dictionary. An index with
+    is not read again; verify: it is. exclude: patterns of what is left out from now on, beside those that the index
+    has; what it holds already stays. Pictures are coded as the index's are, against its dictionary. An index with
     folder labels takes those of pictures below its root. Stopped, an addition goes on from the batches that it had
     encoded. Raises `SparsightError` where a path is missing, or the encoder another.
     """
     with changing(folder, "add") as store:
         store.refuse_another(encoder)
-        found, skipped = _find(paths)
+        excluded = _excluded(store, exclude)
+        found, skipped = _find(paths, excluded)
         unchanged, unread = _stamped(store, found, verify)
         journal = Journal(folder, encoder)
         indexed = _Contents(store) if unread else frozenset()
@@ -89,6 +93,8 @@ def add_pictures(
         plan = _plan(store, unchanged | read.seen)
         skipped += read.skipped
         change = _change(store, plan, read, skipped, journal, encoder)
+        if excluded.patterns != store.meta.exclude:
+            change = replace(change, exclude=excluded.patterns)
         if change.is_empty:
             journal.clear()
             return Added(plan, skipped, len(store))
@@ -98,11 +104,11 @@ def add_pictures(
     return Added(plan, skipped, meta.n, list(range(first, meta.next_id)))
 
 
-def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False) -> Added:
+def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False, exclude: Sequence[str] = ()) -> Added:
     """What `add_pictures` would do; changes nothing. Files are read, but not decoded: some may turn out to be no
     pictures."""
     with Store(folder) as store:
-        found, skipped = _find(paths)
+        found, skipped = _find(paths, _excluded(store, exclude))
         unchanged, unread = _stamped(store, found, verify)
         read = FilesRead()
         with progress("read", len(unread)) as step:
@@ -115,20 +121,30 @@ def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False) -> Ad
         return Added(_plan(store, unchanged | read.seen), skipped + read.skipped, len(store))
 
 
-def _find(paths: Sequence[Path]) -> tuple[list[str], list[Skip]]:
-    """The picture files of some paths, absolute, and what could not be entered."""
+def _excluded(store: Store, more: Sequence[str]) -> Excluded:
+    """What an index leaves out, and what it is to leave out beside that."""
+    return Excluded(store.meta.root, tuple(dict.fromkeys((*store.meta.exclude, *more))))
+
+
+def _find(paths: Sequence[Path], excluded: Excluded) -> tuple[list[str], list[Skip]]:
+    """The picture files of some paths, absolute, and what is left out or could not be entered."""
     found: dict[str, None] = {}
-    skipped: list[Skip] = []
-    for path in paths:
+    left: list[Skipped] = []
+    for given in paths:
+        path = existing_file(str(given))
+        if path is None:
+            raise SparsightError(f"{path_text(given)} does not exist: give picture files or folders")
         if path.is_dir():
-            below, unentered = find_pictures(path)
+            below, passed = find_pictures(path, excluded)
             found |= dict.fromkeys(below)
-            skipped += [Skip(path_text(s.path), s.reason) for s in unentered]
-        elif os.path.lexists(path):
-            found[str(full_path(path))] = None
+            left += passed
+            continue
+        file = str(real_place(path))
+        if reason := excluded.reason(file, file):
+            left.append(Skipped(file, reason))
         else:
-            raise SparsightError(f"{path_text(path)} does not exist: give picture files or folders")
-    return list(found), skipped
+            found[file] = None
+    return list(found), [Skip(path_text(s.path), s.reason) for s in left]
 
 
 def _stamped(store: Store, paths: Sequence[str], verify: bool) -> tuple[dict[str, Seen], list[str]]:
@@ -275,13 +291,7 @@ def _named(store: Store, target: str) -> dict[int, str]:
     if target.isascii() and target.isdigit():
         rows = store.rows("SELECT image_id, path FROM images WHERE image_id = try_cast(? AS INTEGER)", [target])
         return dict(rows)
-    for path in dict.fromkeys((path_text(target), path_text(full_path(target)))):
-        if rows := store.rows("SELECT image_id, path FROM images WHERE path = ?", [path]):
-            return dict(rows)
-        below = path.rstrip(os.sep) + os.sep
-        if rows := store.rows("SELECT image_id, path FROM images WHERE starts_with(path, ?)", [below]):
-            return dict(rows)
-    return {}
+    return pictures_at(store, target)
 
 
 def _missing(store: Store, sure: bool) -> dict[int, str]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.store import Classes
+from indexer.store.naming import existing_file
 from search.answers import Classification, Code, Explanation, Hit, Mode, contributions
 from search.engine import Engine, check_k, check_mode
-from search.lookup import Picture, as_target, clean_text, concept_id, picture_id
+from search.lookup import Picture, as_target, clean_text, find_concept, picture_id, unknown_concept
 from training.errors import CallError, SparsightError
 from training.files import full_path
 
@@ -165,16 +166,26 @@ class Index:
         return self._engine.concepts
 
     def concept_id(self, name: str) -> int:
-        """The row of D that holds a concept, by its name or alias; raises `CallError`, which suggests similar names."""
-        return concept_id(self._engine.concepts, name)
+        """The row of D that holds a concept, by its name or alias.
+
+        Raises `CallError` for a name that is none, with the concepts nearest in meaning where the encoder opens.
+        """
+        found = find_concept(self._engine.concepts, name)
+        if found is None:
+            raise unknown_concept(self._engine.concepts, name, self._near_in_meaning(name))
+        return found
+
+    def _near_in_meaning(self, word: str) -> list[str]:
+        try:
+            return [concept for concept, _ in self._engine.near_concepts(self.embed_concepts([word])[0], 3)]
+        except SparsightError:  # no encoder: what is spelled alike is suggested
+            return []
 
     def near_concepts(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k concepts nearest to a word, which may be any word, with their cosines."""
         check_k(k)
-        try:
-            t = self.D[self.concept_id(word)]
-        except CallError:
-            t = self.embed_concepts([word])[0]
+        known = find_concept(self._engine.concepts, word)
+        t = self.embed_concepts([word])[0] if known is None else self.D[known]
         return self._engine.near_concepts(t, k)
 
     def far_from_all(self, t: np.ndarray) -> tuple[str, float] | None:
@@ -204,13 +215,12 @@ class Index:
         """Picture → unit vector (d,), and its id where it is one of the index."""
         if (image_id := self.picture_id(picture)) is not None:
             return self.store.embeddings_of([image_id])[0], image_id
-        path = full_path(str(picture))
-        if not path.exists():
+        path = existing_file(str(picture))
+        if path is None:
             raise SparsightError(f"{picture} is neither a file nor a picture of the index (an id or a path in it)")
         from indexer.pictures.files import read_picture
 
-        pixels = read_picture(str(path), self.encoder.image_size)
-        return self.encoder.encode_images(pixels[None])[0], None
+        return self.encoder.encode_images([read_picture(str(path), self.encoder.image_size)])[0], None
 
     def add(self, paths: str | Path | Iterable[str | Path]) -> Added:
         """Adds new and changed pictures to the index, as `sparsight add` does: files, and those below folders.

@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
+from indexer.store.naming import picture_at, unescaped
 from training.errors import CallError
 from training.files import full_path, path_text
 
@@ -24,22 +26,36 @@ def clean_text(text: str) -> str:
     return text
 
 
-def concept_id(concepts: Sequence[Concept], name: str) -> int:
-    """The id of a concept by its name or alias, in upper or lower case.
+def find_concept(concepts: Sequence[Concept], name: str) -> int | None:
+    """The id of a concept by its name or alias, in upper or lower case, however its accents are written; or None."""
+    known = _names(concepts)
+    return next((known[form] for form in (_form(name), _form(unescaped(name))) if form in known), None)
 
-    Raises `CallError`, which suggests similar names, where there is no such concept.
-    """
+
+def unknown_concept(concepts: Sequence[Concept], name: str, near: Sequence[str] = ()) -> CallError:
+    """The fault of naming a concept that there is not. It suggests what is spelled almost so, then the concepts `near`
+    in meaning; where neither is known, what is spelled alike."""
+    known, wanted = _names(concepts), _form(name)
+    hints = difflib.get_close_matches(wanted, known, n=2, cutoff=0.85)
+    hints += [concept for concept in near if concept not in hints]
+    if not near:
+        hints += [n for n in known if wanted and wanted in n and n not in hints][:3]
+        hints += [n for n in difflib.get_close_matches(wanted, known, n=3, cutoff=0.5) if n not in hints]
+    hint = f"near ones: {', '.join(hints[:5])}" if hints else "`sparsight concepts` lists them"
+    return CallError(f"unknown concept {name!r}; {hint}")
+
+
+def _names(concepts: Sequence[Concept]) -> dict[str, int]:
     known: dict[str, int] = {}
     for c in concepts:
         for n in (c.name, *c.aliases):
-            known.setdefault(n.casefold(), c.id)
-    wanted = " ".join(name.split()).casefold()
-    if wanted in known:
-        return known[wanted]
-    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-    near += [n for n in known if wanted and wanted in n and n not in near][:3]
-    hint = f"near ones: {', '.join(near)}" if near else "`sparsight concepts` lists them"
-    raise CallError(f"unknown concept {name!r}; {hint}")
+            known.setdefault(_form(n), c.id)
+    return known
+
+
+def _form(name: str) -> str:
+    """What names that look alike have in common."""
+    return normalize("NFC", " ".join(name.split())).casefold()
 
 
 def as_target(picture: Picture) -> str:
@@ -55,17 +71,14 @@ def picture_id(store: Store, picture: Picture) -> int | None:
     """
     target = as_target(picture)
     if target.isascii() and target.isdigit():
-        return _checked_id(store, int(target))
-    for path in dict.fromkeys((path_text(target), path_text(full_path(target)))):
-        if (found := store.find_path(path)) is not None:
-            return found
-    return None
+        return _checked_id(store, target)
+    return picture_at(store, target)
 
 
-def _checked_id(store: Store, image_id: int) -> int:
-    ids = store.image_ids
-    if image_id in ids:
+def _checked_id(store: Store, digits: str) -> int:
+    ids, image_id = store.image_ids, int(digits[:18])  # no index has ids of so many digits
+    if image_id in ids and len(digits) <= 18:
         return image_id
     held = f"ids run from {ids[0]} to {ids[-1]}" if len(ids) else "it is empty"
     gone = " (that one was removed)" if image_id < store.meta.next_id else ""
-    raise CallError(f"no picture {image_id} in the index{gone}: {held}")
+    raise CallError(f"no picture {digits} in the index{gone}: {held}")

@@ -41,7 +41,7 @@ def terminal_pictures(thumbnails: Sequence[bytes], width: int = 16) -> str:
     per_line = max(1, shutil.get_terminal_size((120, 24)).columns // (width + 1))
     out = []
     for start in range(0, len(thumbnails), per_line):
-        pictures = [np.asarray(ImageOps.fit(_open(t), (width, width))) for t in thumbnails[start : start + per_line]]
+        pictures = [np.asarray(ImageOps.pad(_open(t), (width, width))) for t in thumbnails[start : start + per_line]]
         for y in range(0, width, 2):
             line = ""
             for p in pictures:

@@ -132,6 +132,28 @@ def resized_bmp(width: int, height: int) -> bytes:
     return data[:18] + struct.pack("<ll", width, height) + data[26:]
 
 
+def tiff(
+    size: tuple[int, int],
+    pixels: bytes,
+    *,
+    depth: int = 8,
+    tile: tuple[int, int] | None = None,
+    places: int = 1,
+    more: list[tuple[int, int, int, int]] = [],  # noqa: B006 (never written to)
+) -> bytes:
+    """A TIFF of RGB, not compressed, its pixels in one strip or tile. size: width and height. places: how many
+    strips it says to have. more: tags (number, type, count, place)."""
+    width, height = size
+    start = 8
+    where, counts, sides = (324, 325, [(322, 4, 1, tile[0]), (323, 4, 1, tile[1])]) if tile else (273, 279, [])
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, depth), (259, 3, 1, 1), (262, 3, 1, 2),
+            (where, 4, places, start), (277, 3, 1, 3), (counts, 4, places, len(pixels) if places == 1 else start),
+            *sides, *more]  # fmt: skip
+    entries = b"".join(struct.pack("<HHLL", *tag) for tag in sorted(tags))
+    ifd = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<L", start + len(pixels)) + pixels + ifd
+
+
 def animated(form: str) -> bytes:
     return saved(
         red(), form, save_all=True, append_images=[Image.new("RGB", (40, 30), "blue")], duration=50, lossless=True
@@ -226,6 +248,21 @@ FILES: dict[str, tuple[Make, Expected]] = {
     "animated.gif": made(animated("GIF"), RED),
     "animated.webp": made(animated("WEBP"), RED),
     "animated.png": made(animated("PNG"), RED),
+    "a.tif": made(saved(red(), "TIFF"), RED),
+    "lzw.tiff": made(saved(red(), "TIFF", compression="tiff_lzw"), RED),
+    "jpeg.tif": made(saved(red(), "TIFF", compression="jpeg", quality=95), RED),
+    "big.tif": made(saved(red(), "TIFF", big_tiff=True), RED),
+    "pages.tif": made(saved(red(), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]), RED),
+    "cmyk.tif": made(saved(Image.new("CMYK", (40, 30), (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
+    "grey16.tif": made(saved(Image.fromarray(np.full((30, 40), 0x80FF, np.uint16)), "TIFF"), (0x80, 0x80, 0x80)),
+    "grey32.tif": made(saved(Image.fromarray(np.full((30, 40), 0x40000000, np.int32)), "TIFF"), (0x80, 0x80, 0x80)),
+    "float.tif": made(saved(Image.fromarray(np.full((30, 40), 0.5, np.float32)), "TIFF"), (127, 127, 127)),
+    "rgb16.tif": made(tiff((40, 30), bytes.fromhex("ff80") * 3 * 1200, depth=16), (0x80, 0x80, 0x80)),
+    "tiled.tif": made(tiff((40, 30), bytes(RED) * 64 * 64, tile=(64, 64)), RED),
+    "lab.tif": made(saved(Image.new("LAB", (40, 30), (255, 128, 128)), "TIFF"), WHITE),
+    "alpha.tif": made(saved(Image.new("RGBA", (40, 30), (9, 9, 9, 0)), "TIFF", compression="tiff_deflate"), WHITE),
+    "one bit.tif": made(saved(Image.new("1", (20, 20), 1), "TIFF", compression="group4"), WHITE),
+    "a.avif": made(saved(red(), "AVIF", quality=100), RED),
     # shapes
     "1x1.png": made(saved(red(1, 1), "PNG"), RED),
     "1x10000.png": made(saved(red(1, 10_000), "PNG"), RED),
@@ -237,6 +274,8 @@ FILES: dict[str, tuple[Make, Expected]] = {
     **{f"exif/{o}.jpg": made(turned(o, "JPEG"), QUADRANTS) for o in range(1, 9)},
     "exif/6.png": made(turned(6, "PNG"), QUADRANTS),
     "exif/6.webp": made(turned(6, "WEBP"), QUADRANTS),
+    **{f"exif/{o}.tif": made(saved(stored(o), "TIFF", tiffinfo={274: o}), QUADRANTS) for o in range(1, 9)},
+    "exif/6.avif": made(saved(stored(6), "AVIF", exif=exif(6), quality=100, subsampling="4:4:4"), QUADRANTS),
     "exif/0.jpg": made(jpeg((0xFFE1, b"Exif\0\0" + exif(0))), RED),
     "exif/999.jpg": made(jpeg((0xFFE1, b"Exif\0\0" + exif(999))), RED),
     "exif/broken.jpg": made(jpeg((0xFFE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")), RED),
@@ -260,8 +299,8 @@ FILES: dict[str, tuple[Make, Expected]] = {
     **{f"half.{form}": made(half(saved(NOISE, form)), BROKEN) for form in ("jpeg", "png", "gif", "bmp")},
     "half.webp": made(half(saved(NOISE, "WEBP")), "it is "),
     "zero.png": made(b"", "it is empty"),
-    "text.jpg": made(b"no picture", "it is no picture that can be read (JPEG, PNG, WEBP, GIF, BMP)"),
-    "tiff.png": made(saved(red(), "TIFF"), "it is no picture"),
+    "text.jpg": made(b"no picture", "it is no picture that can be read (JPEG, PNG, WEBP, GIF, BMP, TIFF"),
+    "psd.png": made(b"8BPS\0\1" + bytes(40), "it is no picture"),
     "head.jpg": made(b"\xff\xd8\xff", "it is "),
     "head.png": made(b"\x89PNG\r\n\x1a\n", "it is "),
     "head.gif": made(b"GIF89a", "it is "),
@@ -273,6 +312,19 @@ FILES: dict[str, tuple[Make, Expected]] = {
     "declared.webp": made(vp8l(16_384, 16_384), BIG),
     "declared.bmp": made(resized_bmp(50_000, 50_000), BIG),
     "declared.jpg": made(jpeg().replace(struct.pack(">HH", 30, 40), struct.pack(">HH", 65_500, 65_500)), BIG),
+    "half.tif": made(half(saved(NOISE, "TIFF", compression="tiff_lzw")), "it is "),
+    "half raw.tif": made(saved(NOISE, "TIFF")[:20_000], "it is "),
+    "half.avif": made(half(saved(NOISE, "AVIF")), "it is "),
+    "head.tif": made(b"II*\0\x08\0\0\0\xff\xff", "it is "),
+    "loop.tif": made(b"II*\0\0\0\0\0", "it is "),
+    "declared.tif": made(tiff((60_000, 60_000), b""), BIG),
+    "tile bomb.tif": made(tiff((40, 30), b"", tile=(60_000, 60_000)), "it is damaged: its tiles"),
+    "tags.tif": made(tiff((40, 30), bytes(RED) * 1200, more=[(40_000 + i, 7, 60_000, 8) for i in range(5000)]), RED),
+    "places.tif": made(tiff((40, 30), bytes(9_000_000), places=2_000_000), "it is damaged: its tag 273"),
+    "chained.tif": made(saved(red(), "TIFF", save_all=True, append_images=[red(2, 2)] * 500), RED),
+    "declared progressive.jpg": made(
+        jpeg(progressive=True).replace(struct.pack(">HH", 30, 40), struct.pack(">HH", 9_000, 9_000)), BIG
+    ),
     "zlib bomb.png": made(png(1, 1, 8, 2, ZEROS), (0, 0, 0)),
     "scans.jpg": made(scan_bomb(200), "it has too many scans"),
     "large file.png": made(lambda p: p.touch() or os.truncate(p, 10**10), BIG + ": more than 200000000 bytes"),

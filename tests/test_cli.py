@@ -187,3 +187,10 @@ def test_the_readme_names_every_command():
 
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     assert [c for c in main.list_commands(None) if f"sparsight {c}" not in readme] == []
+
+
+@pytest.mark.parametrize("command", [["explain"], ["classify"], ["remove"], ["search", "--picture"]])
+def test_an_id_of_thousands_of_digits_is_no_picture(run, small_index, command):
+    """Python itself refuses to read such a number; the line that says so is not that long."""
+    result = run(*command, "9" * 5000, "--index", small_index, code=2)
+    assert len(result.stderr) < 1200

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from indexer.coding import Codes, SparseCoder, choose_l1, encode_path, encode_sparse
 from indexer.coding.pivoting import nonnegative, pivot
@@ -239,6 +240,25 @@ def test_scikit_learn_and_numba_are_not_imported_for_a_query():
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_refitting_in_torch_keeps_to_its_memory():
+    """No array that it makes is larger than the bytes it may take."""
+    X, D = problem(60, 100, 32, seed=1)
+    kept, memory = [], 1 << 18
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                kept.append(out.untyped_storage().nbytes())
+            return out
+
+    expected = encode_sparse(X, D, CoderConfig(0.1, refit=True), solver="torch").W.toarray()
+    with Watch():
+        W = encode_sparse(X, D, CoderConfig(0.1, refit=True, memory=memory), solver="torch").W.toarray()
+    assert np.abs(W - expected).max() < 1e-4
+    assert max(kept) <= memory
 
 
 def test_memory_is_bounded_by_the_batch_not_by_n_times_m(tmp_path):

@@ -64,6 +64,17 @@ def test_bytes_as_the_reference_counts_them():
     assert memory.whole_index.n == 200
 
 
+@pytest.mark.parametrize(
+    ("n", "m", "k", "expected"),
+    [(2, 65536, 255, 2 * (3 * 255 + 1)), (2, 65537, 255, 2 * (4 * 255 + 1)), (2, 65536, 256, 2 * (3 * 256 + 2))],
+)
+def test_the_compact_layout_numbers_every_concept_and_counts_every_code(n, m, k, expected):
+    """Two bytes tell 65,536 concepts apart, and one counts up to 255."""
+    indices = np.tile(np.linspace(0, m - 1, k).astype(np.int32), n)
+    W = sparse.csr_matrix((np.ones(n * k, np.float32), indices, np.arange(n + 1) * k), shape=(n, m))
+    assert compact_bytes(W) == expected
+
+
 @pytest.mark.parametrize(("b", "n", "k"), [(7, 60, 10), (5, 11, 10), (3, 5000, 10), (4, 2, 1), (3, 700, 1)])
 def test_the_largest_scores_are_those_of_a_full_sort(b, n, k):
     rng = np.random.default_rng(n)
@@ -335,3 +346,13 @@ def test_a_report_on_a_large_index_reads_a_sample(bundled_index, monkeypatch):
     for picture, label in zip(subject.pictures, subject.labels, strict=True):
         assert rows[picture.id].label == picture.label == subject.classes[label]
         assert rows[picture.id].split == "test"
+
+
+def test_a_report_takes_the_encoder_that_it_is_given_and_refuses_a_folder_first(run, small_index, tmp_path):
+    """As the doctor tells people to: the encoder may lie elsewhere now."""
+    result = run("eval", "--index", small_index, "--out", tmp_path / "report", "--encoder", tmp_path / "none")
+    assert "left out, for want of the encoder" in result.stderr
+    assert "none" in result.stderr
+    (tmp_path / "file").write_text("no folder")
+    refused = run("eval", "--index", small_index, "--out", tmp_path / "file" / "report", code=1)
+    assert refused.stderr.startswith("Error: cannot write the report")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from contents import make_contents, make_pictures
 
 from indexer.exchange import export
@@ -22,6 +24,7 @@ from indexer.exchange.tables import EXPORTED
 from indexer.store import DATABASE, Change, Contents, Skip, Store, change_store, compact_store, write_store
 from indexer.store.meta import DERIVED
 from indexer.store.schema import POSTINGS_VIEW
+from sparsight import main
 from training.encoders import Means
 from training.errors import SparsightError
 
@@ -420,3 +423,25 @@ def test_no_index_and_damaged_index(run, tmp_path):
     for command in (("sql", "SELECT 1"), ("export", tmp_path / "out")):
         assert "not a readable index" in run(*command, "--index", tmp_path, code=1).stderr
     assert "no table 'x'" in run("export", tmp_path / "out", "--tables", "x", "--index", tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("harm", ["DELETE FROM t WHERE key = '{}'", "UPDATE t SET value = '\"-1' WHERE key = '{}'"])
+def test_meta_without_a_key_or_with_a_wrong_value_is_told(index, tmp_path, harm):
+    """Key by key: it is made good from the rest, or refused in one line."""
+    export_index(index, tmp_path / "out")
+    meta, refused = tmp_path / "out" / "meta.parquet", 0
+    whole = meta.read_bytes()
+    with Store(index) as store:
+        keys = [*store.meta.rows(), "export", "export_parts"]
+    for key in keys if "DELETE" in harm else keys[::3]:
+        meta.write_bytes(whole)
+        with duckdb.connect() as con:
+            con.execute(f"CREATE TABLE t AS FROM read_parquet('{meta}')")
+            con.execute(harm.format(key))
+            con.execute(f"COPY t TO '{meta}' (FORMAT parquet)")
+        result = CliRunner().invoke(main, ["import", str(tmp_path / "out"), "--index", str(tmp_path / "new")])
+        assert isinstance(result.exception, SystemExit | None), (key, result.exception)
+        refused += result.exit_code
+        assert len(result.stderr.splitlines()) <= 1, (key, result.stderr)
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    assert 2 < refused < len(keys)

@@ -41,7 +41,7 @@ def red(*size: int) -> Image.Image:
 
 def test_thumbnails_keep_the_shape(tmp_path):
     red(400, 100).save(tmp_path / "wide.png")
-    picture = next(read_pictures([str(tmp_path / "wide.png")], 32, ahead=1))
+    picture = next(read_pictures([str(tmp_path / "wide.png")], np.asarray, 32, ahead=1))
     assert isinstance(picture, Picture)
     assert Image.open(io.BytesIO(picture.thumbnail)).size == (128, 32)
 
@@ -49,7 +49,7 @@ def test_thumbnails_keep_the_shape(tmp_path):
 def test_the_order_is_that_of_the_paths(album):
     paths, _ = find_pictures(album)
     assert paths == sorted(paths, key=os.fsencode)
-    results = list(read_pictures(paths, 32, ahead=4, workers=4))
+    results = list(read_pictures(paths, np.asarray, 32, ahead=4, workers=4))
     assert [r.path for r in results] == paths
 
 
@@ -266,6 +266,22 @@ def test_a_vocabulary_is_read_once_each_with_a_note(tmp_path):
     notes: list[str] = []
     assert read_words(path, notes.append) == ["fire engine", "Cat"]
     assert notes == [f"{path}: passed over 2 blank line(s) and 1 repetition(s)"]
+
+
+def test_lines_that_are_the_same_as_far_as_they_are_read_are_told(run, small_encoder_dir, album, tmp_path):
+    long = "a very long description of a thing " * 12
+    words = tmp_path / "words.txt"
+    words.write_text(f"cat\nship\n{long}one\n{long}other\n")
+    at = ("--encoder", small_encoder_dir, "--index", tmp_path / "index", "--dictionary", words)
+    notes = [line for line in run("index", album, *at).stderr.splitlines() if line.startswith("note: ")]
+    assert sum("left out: " in line for line in notes) == 1
+    (same,) = [line for line in notes if "the same as far as they are read" in line]
+    assert "one'" in same
+    assert "other'" in same
+    said = run("search", f"{long} and a dog", "--json", "--index", tmp_path / "index")
+    assert "and a dog'" in next(line for line in said.stderr.splitlines() if "left out: " in line)
+    assert all(json.loads(line) for line in said.stdout.splitlines())
+    assert "left out: " not in run("search", "a cat", "--index", tmp_path / "index").stderr
 
 
 def test_the_nouns_are_many_distinct_and_no_insults():

@@ -25,7 +25,7 @@ from indexer.store import DATABASE, Store
 from indexer.store.journal import Journal
 from search.index import Index
 from training.encoders import open_encoder
-from training.errors import SparsightError
+from training.errors import CallError, SparsightError
 from training.files import path_text
 from training.terminal import printable
 
@@ -34,12 +34,13 @@ PROBE = """
 import json, os, signal, sys
 from indexer.pictures.folders import find_pictures, read_pictures
 from indexer.pictures.files import quiet_pillow
+from training.encoders.square import square
 def most(paths):
     pid = os.fork()
     if not pid:
         signal.alarm(60)
         with quiet_pillow():
-            list(read_pictures(paths, 32, ahead=1, workers=1))
+            list(read_pictures(paths, lambda picture: square(picture, 32), 32, ahead=1, workers=1))
         os._exit(0)
     _, status, usage = os.wait4(pid, 0)
     return status, usage.ru_maxrss * 1024
@@ -56,7 +57,7 @@ Image.init()  # loads its modules, which may lie where others cannot read
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 paths, skipped = find_pictures(sys.argv[1])
-results = [*skipped, *read_pictures(paths, 32, ahead=1)]
+results = [*skipped, *read_pictures(paths, lambda picture: picture, 32, ahead=1)]
 print(json.dumps({os.path.basename(r.path): getattr(r, "reason", "read") for r in results}))
 """
 
@@ -78,7 +79,7 @@ def hostile(tmp_path_factory) -> tuple[Path, dict[str, Expected]]:
 def results(hostile) -> dict[str, Picture | Skipped]:
     paths, skipped = find_pictures(hostile[0])
     with quiet_pillow():
-        read = list(read_pictures(paths, 32, ahead=5, workers=3))
+        read = list(read_pictures(paths, np.asarray, 32, ahead=5, workers=3))
     return {os.path.relpath(r.path, hostile[0]): r for r in (*read, *skipped)}
 
 
@@ -100,9 +101,9 @@ def test_nothing_is_lost_and_nothing_comes_of_itself(hostile, results):
 def test_taken_with_its_colours(hostile, results, name):
     expected, picture = hostile[1], results[name]
     assert isinstance(picture, Picture), picture
-    tolerance = 5 if name.endswith((".jpg", ".jpeg")) else 0
-    assert picture.pixels.shape == (32, 32, 3)
-    assert_seen(picture.pixels, expected[name], tolerance)
+    tolerance = 5 if name.endswith((".jpg", ".jpeg", ".avif", "jpeg.tif")) else 0
+    assert picture.prepared.dtype == np.uint8
+    assert_seen(picture.prepared, expected[name], tolerance)
     shown = Image.open(BytesIO(picture.thumbnail))
     assert shown.format == "JPEG"
     assert max(shown.size) <= 128
@@ -128,6 +129,24 @@ def test_one_file_takes_little_memory_and_time(hostile):
     assert not faults, "it crashed, or took longer than a minute"
     greedy = [(path, used // MB) for path, _, used, size in seen if used > 60 * MB + 3 * min(size, 200 * MB)]
     assert not greedy
+
+
+def test_a_camera_s_jpeg_is_decoded_at_a_fraction(tmp_path, monkeypatch):
+    """108 million pixels are more than the limit, but what is decoded of them is not; what cannot be shrunk while it is
+    decoded is refused, until the limit is lifted."""
+    Image.new("RGB", (12_000, 9_000), "red").save(tmp_path / "a.jpg")
+    Image.new("L", (9_000, 9_000), 200).save(tmp_path / "b.png")
+    used = {Path(path).name: used for path, _, used, _ in child(PROBE, tmp_path)}
+    assert used["a.jpg"] < 100 * MB
+    assert read_picture(tmp_path / "a.jpg", 224).size == (1500, 1125)
+    with pytest.raises(SparsightError, match=r"at most 50000000 pixels.*SPARSIGHT_MAX_PIXELS"):
+        read_picture(tmp_path / "b.png", 224)
+    monkeypatch.setenv("SPARSIGHT_MAX_PIXELS", "81000000")
+    assert min(read_picture(tmp_path / "b.png", 224).size) >= 448
+    for wrong in ("x", "-1", "0", "1e9", "9" * 20):
+        monkeypatch.setenv("SPARSIGHT_MAX_PIXELS", wrong)
+        with pytest.raises(CallError, match="SPARSIGHT_MAX_PIXELS"):
+            read_picture(tmp_path / "b.png", 224)
 
 
 def test_the_largest_pictures_take_less_than_a_gigabyte(tmp_path):
@@ -167,7 +186,7 @@ def test_what_vanishes_midway_is_skipped(tmp_path):
     for name in names:
         (root / name).write_bytes(PICTURE)
     paths, _ = find_pictures(root)
-    reading = read_pictures(paths, 32, ahead=1, workers=1)
+    reading = read_pictures(paths, np.asarray, 32, ahead=1, workers=1)
     assert isinstance(next(reading), Picture)
     (root / "c.png").unlink()
     shutil.rmtree(root / "folder")

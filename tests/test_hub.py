@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import json
+import re
 import shutil
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,9 +26,10 @@ from indexer.store import Store
 from training.data.captions import fill
 from training.data.cifar10 import CLASSES
 from training.encoders import centre, mean_of, open_encoder
+from training.encoders import hub as hub_module
 from training.encoders.hub import HubEncoder
 from training.encoders.hub_files import fetch, hub_fingerprint
-from training.errors import SparsightError
+from training.errors import CutTextWarning, SparsightError
 
 FAMILIES = ("clip", "siglip", "siglip2")
 TOKENS = 24
@@ -115,6 +119,111 @@ def test_embeddings_are_transformers_own(folders, family):
     assert encoder.dim == Z.shape[1] == encoder.encode_images(pixels[:0]).shape[1] == encoder.encode_texts([]).shape[1]
     assert encoder.image_size == 48
     assert np.ptp(Z @ Z.T) > 1e-3  # the texts differ
+
+
+SHAPES = [(300, 100), (100, 300), (400, 100), (100, 400), (640, 480), (48, 48), (1200, 300), (7, 3), (1, 4), (3, 3)]
+
+
+def shaped(width: int, height: int) -> Image.Image:
+    """A picture whose edges differ from its middle and from each other."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    bands = [x * 255, y * 255, 127 + 127 * np.sin(9 * x) * np.cos(7 * y)]
+    pixels = np.stack(bands, 2).astype(np.uint8)
+    pixels[:, : width // 6], pixels[:, width - width // 6 :] = (250, 20, 20), (20, 20, 250)
+    pixels[: height // 6] = (20, 250, 20)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def processed(folders, tmp_path_factory) -> dict[str, Path]:
+    """The families, and a CLIP that squashes pictures instead of cropping them."""
+    squashing = Path(shutil.copytree(folders["clip"], tmp_path_factory.mktemp("squash") / "clip"))
+    settings = json.loads((squashing / "preprocessor_config.json").read_text())
+    settings |= {"do_center_crop": False, "size": {"height": 48, "width": 48}}
+    (squashing / "preprocessor_config.json").write_text(json.dumps(settings))
+    return {**folders, "clip, squashed": squashing}
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+@pytest.mark.parametrize("family", [*FAMILIES, "clip, squashed"])
+def test_pictures_of_any_shape_go_through_the_models_own_processor(processed, family, backend):
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder, pictures = processed[family], [shaped(*size) for size in SHAPES]
+    encoder = open_encoder(str(folder))
+    assert isinstance(encoder, HubEncoder)
+    processor = AutoImageProcessor.from_pretrained(folder, backend=backend)
+    encoder.processor = processor
+    model = AutoModel.from_pretrained(folder)
+    with torch.inference_mode():
+        own = [model.get_image_features(**processor(images=[p], return_tensors="pt")).pooler_output for p in pictures]
+    R = torch.nn.functional.normalize(torch.cat(own).float(), dim=1).numpy()
+    for given in (pictures, [np.asarray(p) for p in pictures]):
+        assert (encoder.encode_images(given) * R).sum(1).min() > 0.9999
+    cropped = encoder.encode_images([p.crop((100, 0, 200, 100)) for p in pictures[:1]])
+    assert (cropped * R[:1]).sum() < 0.999 or family == "clip", "the test would not see that edges are lost"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_index_of_files_holds_what_the_processor_makes_of_the_whole_pictures(run, folders, tmp_path, family):
+    from PIL import ImageOps
+
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for i, size in enumerate([(300, 100), (100, 400), (640, 480)]):
+        shaped(*size).save(root / f"{i}.png")
+    turned = shaped(120, 360)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(root / "3.png", exif=exif)
+    run("index", root, "--encoder", folders[family], "--dictionary", words_file(tmp_path), "--index", tmp_path / "i")
+    pictures = [ImageOps.exif_transpose(Image.open(path)) for path in sorted(root.iterdir())]
+    encoder = open_encoder(str(folders[family]))
+    with Store(tmp_path / "i") as store:
+        means = store.means()
+        X = centre(encoder.encode_images(pictures), means.image)
+        assert (store.embeddings() * X).sum(1).min() > 0.9999
+        shapes = [Image.open(io.BytesIO(jpeg)).size for _, jpeg in sorted(store.thumbnails(range(4)).items())]
+    assert shapes == [(128, 43), (32, 128), (128, 96), (128, 43)], "thumbnails are the whole picture, turned"
+
+
+def words_file(folder: Path) -> Path:
+    (folder / "words.txt").write_text("cat\nship\nred brick\n")
+    return folder / "words.txt"
+
+
+def test_a_very_long_picture_takes_little_memory(folders):
+    """Its shorter side is scaled up before the crop: of 65000 × 1 pixels that would be 450 MB here, 10 GB in a CLIP."""
+    encoder = open_encoder(str(folders["clip"]))
+    for size in ((65_000, 1), (1, 65_000)):
+        middle = hub_module.reachable(Image.new("RGB", size), encoder.processor)
+        assert max(middle.size) <= 17
+        assert encoder.prepare(Image.new("RGB", size))["pixel_values"].shape == (1, 3, 48, 48)
+
+
+def test_a_model_that_takes_squares_and_gets_others_is_refused(run, copied):
+    settings = json.loads((copied / "preprocessor_config.json").read_text())
+    (copied / "preprocessor_config.json").write_text(json.dumps(settings | {"do_center_crop": False}))
+    assert "gives each picture a size of its own" in fault(run, copied)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_tower_leaves_out_of_a_text_is_told(folders, family):
+    encoder = open_encoder(str(folders[family]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode_texts(["a cat", "x" * (TOKENS // 2)])
+    text = "a text so long that The End is left out"
+    end = encoder.left_out(text)
+    assert text.lower().endswith(end)
+    assert 3 < len(end) < len(text)
+    read = text.lower().removesuffix(end)
+    np.testing.assert_allclose(encoder.encode_texts([text]), encoder.encode_texts([read + "other"]), atol=1e-6)
+    with pytest.warns(CutTextWarning, match=re.escape(repr(end))):
+        encoder.encode_texts([text])
+    with pytest.warns(CutTextWarning, match="left out"):
+        encoder.encode_concepts([text])
 
 
 def test_batches_make_no_difference(folders):

@@ -13,6 +13,7 @@ from contents import make_contents, make_pictures
 from indexer.config import CoderConfig
 from indexer.store import DATABASE, Change, IndexMeta, Skip, Store, change_store, compact_store, reader, write_store
 from indexer.store.meta import COUNTS, FILES, MetaError, parse_meta
+from indexer.store.naming import picture_at
 from indexer.store.vectors import block_rows
 from training.errors import SparsightError
 
@@ -58,8 +59,8 @@ def test_what_is_written_is_read(tmp_path):
         assert [r.label for r in rows] == described.labels
         assert store.images([5, 0]) == [rows[5], rows[0]]
         assert store.thumbnails([3, 1]) == {1: b"\x01\x00\xff", 3: b"\x03\x00\xff"}
-        assert store.find_path(described.paths[4]) == 4
-        assert store.find_path("nowhere") is None
+        assert picture_at(store, described.paths[4]) == 4
+        assert picture_at(store, "nowhere") is None
         for image_id, (ids, weights) in zip([5, 0], store.codes_of([5, 0]), strict=True):
             np.testing.assert_array_equal(ids, expected[image_id].indices)
             np.testing.assert_array_equal(weights, W[image_id].data)

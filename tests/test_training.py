@@ -21,12 +21,37 @@ from training.encoders import open_encoder
 from training.encoders.dual import DualEncoder
 from training.encoders.text_tower import train_tokenizer
 from training.errors import SparsightError
-from training.loop import Trainer, train
+from training.loop import CHECKPOINT, PROGRESS, Trainer, train
 from training.objective import Targets, objective, unrolled_code
 from training.schedule import lr_factor, make_optimizers
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "prompt"),
+    [
+        ("an aerial camera {}.", ("eagle",), "an aerial camera eagle."),
+        ("a photo of a {}.", ("eagle",), "a photo of an eagle."),
+        ("a photo of a {}.", ("cat",), "a photo of a cat."),
+        ("an {}", ("cat",), "a cat"),
+        ("A {} there", ("owl",), "an owl there"),
+        ("Is this A {}?", ("owl",), "is this An owl?"),
+        ('a "{}"', ("eagle",), 'an "eagle"'),
+        ("the data {}", ("ant",), "the data ant"),
+        ("{} on a rock", ("Eagle",), "eagle on a rock"),
+        ("{}, a kind of {}", ("a eagle", "animal"), "a eagle, a kind of animal"),
+        ("a {} beside a {}", ("owl", "cat"), "an owl beside a cat"),
+        ("{{a}} a {}", ("owl",), "{a} an owl"),
+        ("a {}", ("{}",), "a {}"),
+        ("a {}", ("éclair",), "an éclair"),
+        ("vis-a {}", ("owl",), "vis-a owl"),
+        ("a  {}", ("owl",), "an  owl"),
+    ],
+)
+def test_an_article_is_that_right_before_the_word(template, words, prompt):
+    assert fill(template, *words) == prompt
 
 
 def test_the_loss_falls_on_a_handful_of_pictures(pictures, small_config, tmp_path):
@@ -76,6 +101,34 @@ def test_a_run_of_other_settings_is_not_continued(pictures, small_config, tmp_pa
     Trainer(pictures, small_config, tmp_path, CPU).save_checkpoint()
     with pytest.raises(SparsightError, match="other settings"):
         Trainer(pictures, replace(small_config, lr=0.01), tmp_path, CPU).resume()
+
+
+def test_a_run_is_not_resumed_with_anything_else(pictures, small_config, small_encoder_dir, tmp_path):
+    """Neither with other settings, nor other pictures, another vocabulary, or another start; the fault names which."""
+    begun = Trainer(pictures, small_config, tmp_path, CPU)
+    begun.save_checkpoint()
+    term = pictures.terms[0].replace(" ", "_")
+    renamed = replace(pictures, names=[name.replace(term, "walrus") for name in pictures.names])
+    fewer = pictures.take(np.arange(len(pictures) - 3))
+    repainted = replace(pictures, pixels=255 - pictures.pixels)
+    for said, others in {
+        "lr is .*, now it would be 0.01": Trainer(pictures, replace(small_config, lr=0.01), tmp_path, CPU),
+        "its seed is": Trainer(pictures, replace(small_config, seed=7), tmp_path, CPU),
+        r"its pictures \(--limit": Trainer(fewer, small_config, tmp_path, CPU),
+        "its pixels is": Trainer(repainted, small_config, tmp_path, CPU),
+        "its vocabulary is": Trainer(renamed, small_config, tmp_path, CPU),
+        r"goes on from \(--from\) is None": Trainer(pictures, small_config, tmp_path, CPU, start=small_encoder_dir),
+    }.items():
+        with pytest.raises(SparsightError, match=said) as e:
+            others.resume()
+        assert "choose another --out" in str(e.value)
+    for name in (CHECKPOINT, PROGRESS):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(SparsightError, match="to begin anew"):
+            Trainer(pictures, small_config, tmp_path, CPU).resume()
+        (tmp_path / name).write_bytes(whole)
+    assert Trainer(pictures, small_config, tmp_path, CPU).resume()
 
 
 def test_a_stage_of_no_epochs_leaves_the_encoder_as_it_is(pictures, small_config, small_encoder_dir, tmp_path):

@@ -5,19 +5,21 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from training.errors import SparsightError
+from training.errors import CutTextWarning, SparsightError
 from training.files import full_path
 from training.signals import end_by_signal, noted_signals
+from training.streams import ReaderGone
 from training.terminal import printable
 
 
@@ -32,6 +34,8 @@ class FilePath(click.Path):
             self.fail("the path is empty", param, ctx)  # else it would be the working folder
         return super().convert(full_path(value), param, ctx)
 
+
+LONGEST = 1000  # characters of an error's line
 
 index_option = click.option(
     "--index",
@@ -84,18 +88,34 @@ class _OneLineErrors(click.Command):
     ) -> Any:
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        with noted_signals() as received:
+        with noted_signals() as received, told_warnings():
             try:
                 code = super().main(args, prog_name, complete_var, False, **extra)
                 sys.stdout.flush()
                 sys.exit(code if isinstance(code, int) else 0)
-            except BrokenPipeError:  # the reader of a pipe (`head`, say) has all it wanted
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except ReaderGone:
                 sys.exit(0)
             except (Exception, KeyboardInterrupt) as e:
                 if received:  # whatever error a library made of it
                     end_by_signal(received[0])
                 _tell(e)
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Tells what a text tower leaves out as a note of one line on stderr."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, CutTextWarning):
+                click.echo(f"note: {printable(str(message))}", err=True)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.simplefilter("always", CutTextWarning)
+        warnings.showwarning = tell
+        yield
 
 
 def _tell(e: BaseException) -> NoReturn:
@@ -117,7 +137,10 @@ def _tell(e: BaseException) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo("Error: " + printable(" ".join(message.split())), err=True)
+    line = printable(" ".join(message.split()))
+    if len(line) > LONGEST:  # as of a whole file that was pasted for a name
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    click.echo("Error: " + line, err=True)
     sys.exit(code)
 
 

@@ -11,6 +11,14 @@ class SparsightError(Exception):
     exit_code = 1
 
 
+class DataError(SparsightError, ValueError):
+    """Numbers that cannot be used: a wrong shape, values that are not finite. Exit code 1."""
+
+
+class CutTextWarning(UserWarning):
+    """A text is longer than the encoder reads, and the end of it is left out; the message names it."""
+
+
 class CallError(SparsightError):
     """The call itself is wrong: an empty query, k ≤ 0, an unknown concept. Exit code 2."""
 

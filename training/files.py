@@ -68,6 +68,11 @@ def sync(handle: int) -> None:
             raise
 
 
+def real_place(path: str | os.PathLike[str]) -> Path:
+    """Where a file really lies: its own name in its folder, whatever links lead there."""
+    return Path(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
 def shown_path(path: Path) -> str:
     """A full path as messages name it: from the working folder where it lies there."""
     try:

@@ -31,13 +31,14 @@ from training.distil import check_teacher, distil_text
 from training.encoders import open_encoder
 from training.encoders.dual import DualEncoder, load_model, save_model
 from training.encoders.embeddings import save_test_embeddings
-from training.encoders.files import NOTES
+from training.encoders.files import NOTES, trained_fingerprint
 from training.encoders.image_tower import Conv32
 from training.encoders.text_tower import train_tokenizer
 from training.encoders.trained import BATCH
 from training.errors import SparsightError
 from training.files import full_path, write_whole
 from training.objective import Targets, objective
+from training.resuming import data_identity, refuse_another_run
 from training.schedule import lr_factor, make_optimizers, set_rates
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "checkpoint.json"
@@ -74,6 +75,9 @@ class Trainer:
         self.config, self.run, self.device = config, run, device
         self.bf16 = fast_bf16(device) if bf16 is None else bf16
         self.captions = make_captions(pictures)
+        self.made_from = data_identity(
+            pictures.pixels, [*self.captions.concepts], trained_fingerprint(start) if start is not None else None
+        )
         self.pixels = torch.as_tensor(pictures.pixels).permute(0, 3, 1, 2).contiguous().to(device)  # (n, 3, 32, 32)
         ids = (self.captions.parent, self.captions.of_class, self.captions.of_term)
         self.targets = Targets(*(torch.as_tensor(i).to(device) for i in ids))
@@ -146,7 +150,9 @@ class Trainer:
                 tensors |= {f"optimizer.{o}.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
         self.run.mkdir(parents=True, exist_ok=True)
         write_whole(self.run / CHECKPOINT, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
-        progress = {"step": self.steps_done, "seconds": self.seconds, "config": asdict(self.config)}
+        progress = {"step": self.steps_done, "seconds": self.seconds, "config": asdict(self.config)} | {
+            "made from": self.made_from
+        }
         write_whole(self.run / PROGRESS, json.dumps(progress, indent=2).encode())
 
     def resume(self) -> bool:
@@ -154,15 +160,22 @@ class Trainer:
 
         Raises `SparsightError` where that run had other settings.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not (self.run / PROGRESS).is_file():
             return False
-        progress = json.loads((self.run / PROGRESS).read_text())
-        if progress["config"] != json.loads(json.dumps(asdict(self.config))):
-            raise SparsightError(f"{self.run} holds a run of other settings; choose another --out or delete it")
-        tensors = load_file(self.run / CHECKPOINT)
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        try:
+            progress = json.loads((self.run / PROGRESS).read_text())
+            earlier = {**progress["config"], **progress["made from"]}
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise SparsightError(f"{self.run / PROGRESS} is no checkpoint's; delete {self.run} to begin anew") from e
+        refuse_another_run(self.run, earlier, asdict(self.config) | self.made_from)
+        try:
+            tensors = load_file(self.run / CHECKPOINT)
+            self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        except (OSError, RuntimeError, SafetensorError) as e:
+            raise SparsightError(f"{self.run / CHECKPOINT} cannot be read: {e}; delete {self.run} to begin anew") from e
         for o, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():

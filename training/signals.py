@@ -15,6 +15,8 @@ from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
+from training.streams import steady_streams
+
 ENDING = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -25,6 +27,7 @@ def run_program(module: str, attribute: str) -> None:
     A signal before its work ends the program at once; one after its work is ignored, since all is done and told.
     """
     _handle(_leave)
+    steady_streams()
     try:
         getattr(import_module(module), attribute)()
     finally:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from wcwidth import wcswidth
+
 
 def printable(text: str) -> str:
     """Text for one line of a terminal: newlines, control characters and the like appear as Python escapes them."""
@@ -16,10 +18,24 @@ def printable(text: str) -> str:
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """Rows and their header as lines of left-aligned columns; a line is cut at the terminal's edge."""
     rows = [[printable(c) for c in r] for r in rows]
-    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+    widths = [max(width(r[i]) for r in (header, *rows)) for i in range(len(header))]
     edge = max(60, shutil.get_terminal_size((120, 24)).columns)
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (header, *rows)]
-    return "\n".join(line if len(line) <= edge else line[: edge - 1] + "…" for line in lines)
+    lines = ["  ".join(c + " " * (w - width(c)) for c, w in zip(r, widths, strict=True)) for r in (header, *rows)]
+    return "\n".join(_cut(line.rstrip(), edge) for line in lines)
+
+
+def width(text: str) -> int:
+    """The columns that a text takes in a terminal: a Chinese character or an emoji takes two, an accent alone none."""
+    columns = -1 if text.isascii() else wcswidth(text)
+    return len(text) if columns < 0 else columns  # it says −1 of what cannot be shown
+
+
+def _cut(line: str, edge: int) -> str:
+    if width(line) <= edge:
+        return line
+    while width(line) > edge - 1:
+        line = line[: -max(1, (width(line) - edge) // 2)]
+    return line + "…"
 
 
 @contextmanager

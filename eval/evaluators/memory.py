@@ -69,12 +69,19 @@ def csr_bytes(W: sparse.csr_matrix) -> int:
 
 
 def compact_bytes(W: sparse.csr_matrix) -> int:
-    """Bytes of the same codes in the compact layout.
+    """Bytes of the same codes in the compact layout: for each weight a concept and a byte, for each picture a count.
+
+    A concept's number takes the bytes that m concepts need, but two at least; a count those of the longest code.
 
     >>> compact_bytes(sparse.csr_matrix(np.array([[0, 0.5], [0.2, 0.1]])))
     11
     """
-    return 3 * W.nnz + W.shape[0]
+    longest = int(np.diff(W.indptr).max(initial=0))
+    return (max(2, _bytes_of(W.shape[1] - 1)) + 1) * W.nnz + _bytes_of(longest) * W.shape[0]
+
+
+def _bytes_of(number: int) -> int:
+    return max(1, -(-int(number).bit_length() // 8))
 
 
 def compacted(W: sparse.csr_matrix) -> sparse.csr_matrix:

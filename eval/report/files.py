@@ -30,4 +30,4 @@ def write_report(folder: Path, report: Report, thumbnails: dict[int, bytes]) -> 
         write_whole(folder / "index.html", page(report, list(plots.values()), thumbnails).encode())
         write_whole(folder / "report.json", (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     except OSError as e:
-        raise SparsightError(f"cannot write the report to {folder}: {e.strerror}; choose another --out") from e
+        raise SparsightError(f"cannot write the report to {folder}: {e.strerror or e}; choose another --out") from e

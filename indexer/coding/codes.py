@@ -38,4 +38,5 @@ def join(parts: list[Part], m: int) -> Codes:
 
 def penalties(l1: float, relative: bool, l1_max: np.ndarray) -> np.ndarray:
     """λ (b,) in float64 of rows whose largest correlations are l1_max; 1 where no atom correlates and any would do."""
-    return np.where(l1_max > 0, np.float64(np.float32(l1)) * l1_max if relative else np.float32(l1), 1.0)
+    with np.errstate(over="ignore"):
+        return np.where(l1_max > 0, np.float64(np.float32(l1)) * l1_max if relative else np.float32(l1), 1.0)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data.captions import fill
 from training.data.cifar10 import CLASSES
-from training.encoders import Encoder
+from training.encoders import Encoder, same_when_cut
 from training.errors import SparsightError
 from training.files import full_path
 
@@ -52,11 +53,13 @@ def make_dictionary(
 ) -> Dictionary:
     """Builds the dictionary of a source in an encoder's space, from prompts (the encoder's own without some).
 
-    Concepts that nearly coincide are still apart: see `merge_same`.
+    Concepts that nearly coincide are still apart: see `merge_same`. A `CutTextWarning` names those too long for
+    the encoder, and those that only differ in what it does not read.
     """
     source, parents = concepts_of(source, encoder, classes)
-    names = list(parents)
-    D = encoder.encode_concepts(names, templates or encoder.templates)
+    names, templates = list(parents), templates or encoder.templates
+    D = encoder.encode_concepts(names, templates)
+    same_when_cut(names, lambda name: [fill(t, name) for t in templates], encoder.left_out)
     return Dictionary(names, [[] for _ in names], list(parents.values()), D, source)
 
 

@@ -24,17 +24,20 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from indexer.coding.codes import Codes, Part, join
 from indexer.coding.prepared import PreparedDictionary, multiplies_bfloat16
 from indexer.config import CoderConfig
-from training.errors import SparsightError
+from training.errors import DataError
 
 SOLVERS = ("auto", "gram", "active_set", "torch")
 FEW_ROWS = 64  # up to so many rows torch does what numba's import would not repay
 GRAM_BYTES = 32 << 20  # a Gram matrix up to this size stays near the processor
 MEMORY = 128 << 20
+SMALL, LARGE = 1e-12, 1e12  # the largest value of rows that float32 is safe for
+BAND = 32  # powers of two within which rows of extreme size are coded together
 PATH_FLOOR = 1e-3  # of λ_max: the smallest penalty tried for a number of concepts
 
 
@@ -77,7 +80,7 @@ def encode_sparse(
     zero atom never is.
     solver: one of SOLVERS; `auto` takes the fastest. screening: whether the CPU's solvers multiply in bfloat16 first;
     None: where the CPU does so natively. progress: called with the number of rows done after each batch.
-    Raises `SparsightError` for wrong shapes, values that are not finite, a penalty that is not positive, and a
+    Raises `DataError` for wrong shapes, values that are not finite, a penalty that is not positive, and a
     code that does not reach `tol`.
     """
     config = config or CoderConfig()
@@ -105,7 +108,7 @@ def encode_path(
     if solver == "auto":
         solver = _fastest(n, len(D), device, memory)
     threads = 1 if solver == "torch" else torch.get_num_threads()
-    solve = _make_solver(solver, screening, torch.as_tensor(D, device=device), list(l1s), config)
+    solve = _make_solver(solver, screening, torch.as_tensor(D, device=device), list(l1s), config, memory)
     size = solve.batch_size(memory // threads)
     batches = max(1, -(-n // size))
     size = max(1, -(-n // (-(-batches // threads) * threads)))  # every thread gets as many rows
@@ -113,8 +116,12 @@ def encode_path(
     for _ in _in_threads(solve.prepare, solve.steps, threads):
         pass
 
+    extreme: dict[int, float] = {}
+
     def solve_from(start: int) -> list[Part]:
-        return solve(_batch(X, start, start + size, device), size)
+        x, apart = _batch(X, start, start + size, device)
+        extreme.update(apart)
+        return solve(x, size)
 
     parts: list[list[Part]] = []
     for part in _in_threads(solve_from, range(0, n, size), threads):
@@ -122,10 +129,12 @@ def encode_path(
         if progress:
             progress(len(part[0].gap))
     codes = [join([p[i] for p in parts], len(D)) for i in range(len(l1s))]
+    if extreme:
+        codes = _with_extreme(codes, extreme, X, D, l1s, config)
     for c in codes:
         if not (c.gap <= config.tol).all():
             bad = ~(c.gap <= config.tol)
-            raise SparsightError(
+            raise DataError(
                 f"{bad.sum()} of {n} codes stayed above a relative gap of {config.tol:g} "
                 f"(worst {c.gap[bad].max():.1e}); raise tol, or l1"
             )
@@ -143,13 +152,13 @@ def choose_l1(
 ) -> float:
     """The penalty, in config's sense, at which rows of X have about so many concepts on average.
 
-    Bisects on at most `sample` evenly spaced rows. Raises `SparsightError` for a target that no penalty reaches.
+    Bisects on at most `sample` evenly spaced rows. Raises `DataError` for a target that no penalty reaches.
     """
     config = replace(config or CoderConfig(), refit=False, tol=1e-2)
     X = np.asarray(X[:: -(-len(X) // sample)], np.float32)
     top = 1.0 if config.relative else float((X @ np.asarray(D, np.float32).T).max())
     if not concepts > 0 or not top > 0:
-        raise SparsightError(f"no penalty gives {concepts:g} concepts a row: ask for more than 0")
+        raise DataError(f"no penalty gives {concepts:g} concepts a row: ask for more than 0")
     low, high = PATH_FLOOR * top, top * (1 - 1e-6)
     count = 0.0
     for _ in range(14):
@@ -159,19 +168,19 @@ def choose_l1(
             return middle
         low, high = (middle, high) if count > concepts else (low, middle)
     if abs(count - concepts) > 0.1 * concepts:
-        raise SparsightError(f"no penalty gives {concepts:g} concepts a row; the nearest gives {count:.3g}")
+        raise DataError(f"no penalty gives {concepts:g} concepts a row; the nearest gives {count:.3g}")
     return high
 
 
 def _check(X: np.ndarray | Tensor, D: np.ndarray, l1s: Sequence[float]) -> None:
     if X.ndim != 2 or D.ndim != 2 or X.shape[1] != D.shape[1] or not len(D):
-        raise SparsightError(f"cannot code X {tuple(X.shape)} against D {D.shape}: expected (n, d) and (m, d), m > 0")
+        raise DataError(f"cannot code X {tuple(X.shape)} against D {D.shape}: expected (n, d) and (m, d), m > 0")
     bad = np.flatnonzero(~np.isfinite(D).all(1))
     if len(bad):
-        raise SparsightError(f"cannot code: row {bad[0]} of D has values that are not finite")
+        raise DataError(f"cannot code: row {bad[0]} of D has values that are not finite")
     for l1 in l1s:
         if not (np.isfinite(l1) and l1 > 0):
-            raise SparsightError(f"cannot code with l1 = {l1}: it must be a number above 0")
+            raise DataError(f"cannot code with l1 = {l1}: it must be a number above 0")
 
 
 def _fastest(n: int, m: int, device: torch.device, memory: int) -> str:
@@ -181,13 +190,15 @@ def _fastest(n: int, m: int, device: torch.device, memory: int) -> str:
     return "gram" if 4 * m**2 <= min(GRAM_BYTES, memory // 4) and m <= 4 * n else "active_set"
 
 
-def _make_solver(solver: str, screening: bool | None, D: Tensor, l1s: list[float], config: CoderConfig) -> Solver:
+def _make_solver(
+    solver: str, screening: bool | None, D: Tensor, l1s: list[float], config: CoderConfig, memory: int
+) -> Solver:
     if solver == "torch":
         from indexer.coding.torch_solver import TorchSolver
 
-        return TorchSolver(PreparedDictionary(D), l1s, config)
+        return TorchSolver(PreparedDictionary(D), l1s, config, memory)
     if solver not in SOLVERS or D.device.type != "cpu":
-        raise SparsightError(
+        raise DataError(
             f"no solver {solver!r} on {D.device}: it is one of {', '.join(SOLVERS)}, on other devices torch"
         )
     from indexer.coding.cpu import CpuSolver  # imports numba
@@ -215,12 +226,54 @@ def _memory(config: CoderConfig, device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else MEMORY
 
 
-def _batch(X: np.ndarray | Tensor, start: int, end: int, device: torch.device) -> Tensor:
-    """Rows start … end of X in float32 on the device, which must be finite."""
-    x = X[start:end].float() if isinstance(X, Tensor) else torch.from_numpy(np.array(X[start:end], np.float32))
+def _batch(X: np.ndarray | Tensor, start: int, end: int, device: torch.device) -> tuple[Tensor, dict[int, float]]:
+    """Rows start … end of X in float32 on the device, which must be finite, and the sizes of those too small or too
+    large for it, by row; they are zero in the batch."""
+    with np.errstate(over="ignore"):
+        x = X[start:end].float() if isinstance(X, Tensor) else torch.from_numpy(np.array(X[start:end], np.float32))
     x = x.to(device).contiguous()
-    bad = torch.nonzero(~torch.isfinite(x.sum(1)))[:, 0]  # or a sum that overflows: looked at only then
-    bad = bad[~torch.isfinite(x[bad]).all(1)]
-    if len(bad):
-        raise SparsightError(f"cannot code: row {start + int(bad[0])} of X has values that are not finite")
-    return x
+    sums = x.sum(1).abs()
+    extreme: dict[int, float] = {}
+    for at in torch.nonzero(~((sums > SMALL) & (sums < LARGE)))[
+        :, 0
+    ].tolist():  # or one that cancels: looked at only then
+        size = float(np.abs(_float64(X, [start + at])).max(initial=0.0))
+        if not np.isfinite(size):
+            raise DataError(f"cannot code: row {start + at} of X has values that are not finite")
+        if size and not SMALL < size < LARGE:
+            extreme[start + at], x[at] = size, 0
+    return x, extreme
+
+
+def _float64(X: np.ndarray | Tensor, rows: list[int]) -> np.ndarray:
+    return (X[rows].double().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X[rows])).astype(np.float64)
+
+
+def _with_extreme(
+    codes: list[Codes],
+    extreme: dict[int, float],
+    X: np.ndarray | Tensor,
+    D: np.ndarray,
+    l1s: Sequence[float],
+    config: CoderConfig,
+) -> list[Codes]:
+    """Codes with those of rows of extreme size put in, in float64.
+
+    Such rows are coded at a power of two of their size: w and λ scale with x, the relative gap stays as it is.
+    """
+    bands: dict[int, list[int]] = {}
+    for row in sorted(extreme):
+        bands.setdefault(BAND * round(np.log2(extreme[row]) / BAND), []).append(row)
+    for exponent, rows in bands.items():
+        scaled = np.ldexp(_float64(X, rows), -exponent)
+        penalties = [l1 if config.relative else float(np.clip(np.ldexp(l1, -exponent), 1e-30, 1e30)) for l1 in l1s]
+        for i, found in enumerate(encode_path(scaled, D, penalties, config)):
+            W = sparse.lil_matrix(codes[i].W.shape, dtype=np.float64)
+            W[rows] = found.W.astype(np.float64)
+            gap, l1 = codes[i].gap.copy(), codes[i].l1.astype(np.float64)
+            gap[rows] = found.gap
+            l1[rows] = np.ldexp(found.l1.astype(np.float64), exponent) if config.relative else l1s[i]
+            W = W.tocsr()
+            W.data = np.ldexp(W.data, exponent)
+            codes[i] = Codes((codes[i].W + W).tocsr(), gap, l1)
+    return codes

@@ -23,8 +23,8 @@ MAX_BATCH, MAX_BATCH_CPU = 1 << 16, 1024
 class TorchSolver:
     """Solves batches of rows at each of the penalties l1s."""
 
-    def __init__(self, atoms: PreparedDictionary, l1s: list[float], config: CoderConfig):
-        self.atoms, self.l1s, self.config, self.steps = atoms, l1s, config, range(0)
+    def __init__(self, atoms: PreparedDictionary, l1s: list[float], config: CoderConfig, memory: int):
+        self.atoms, self.l1s, self.config, self.memory, self.steps = atoms, l1s, config, memory, range(0)
 
     def prepare(self, step: int) -> None:
         """Nothing: there are no steps."""
@@ -72,7 +72,7 @@ class TorchSolver:
                 C, checked = R[rows] @ D.T, True
                 if len(rows) == b:
                     C_all = C
-            parts.append(_part(P, refit_batch(self.atoms, X, P, W) if self.config.refit else W, gap, base))
+            parts.append(_part(P, refit_batch(self.atoms, X, P, W, self.memory) if self.config.refit else W, gap, base))
         return parts
 
 

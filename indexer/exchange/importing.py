@@ -18,7 +18,7 @@ from indexer.coding import Dictionary, encode_sparse
 from indexer.exchange.tables import EXPORT, EXPORTED, FORMATS, NEW_IN_2, READABLE, part_path
 from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
 from indexer.store.database import connect, open_database, quoted, refuse_unreadable_path, told_as
-from indexer.store.meta import DERIVED, MetaError, count_of, parse_meta
+from indexer.store.meta import DERIVED, LATER, MetaError, count_of, parse_meta
 from indexer.store.schema import FORMAT
 from training.encoders import Means
 from training.errors import SparsightError
@@ -31,7 +31,7 @@ ACCEPTED = {
     "FLOAT[]": r"(FLOAT|DOUBLE)\[\d*\]",
     "VARCHAR[]": r"VARCHAR\[\]",
 }
-OPTIONAL_META = (*DERIVED, "next_id", "root")  # that an export need not have
+OPTIONAL_META = (*DERIVED, *LATER, "next_id", "root")  # that an export need not have
 EARLIER = ("2", "3")  # formats of databases that can be taken over
 EARLIER_SOURCES = {  # where such a database has what an export calls by another name
     "codes": "(SELECT p.*, i.path, k.name AS concept FROM store.postings p LEFT JOIN store.images i USING (image_id) "

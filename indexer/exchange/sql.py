@@ -62,7 +62,7 @@ class Query:
         chosen = ("to_json(to_base64(#{}))::VARCHAR" if t == "BLOB" else "to_json(#{})::VARCHAR" for t in self._types)
         for row in self._rows(chosen):
             values = ("null" if v is None else _finite(v) for v in row)
-            yield "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True)) + "}"
+            yield _ascii("{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True)) + "}")
 
     def _rows(self, chosen: Iterable[str]) -> Iterator[tuple]:
         selected = ", ".join(sql.format(i) for i, sql in enumerate(chosen, 1))
@@ -111,6 +111,11 @@ def _locked(folder: Path) -> duckdb.DuckDBPyConnection:
         con.close()
         raise
     return con
+
+
+def _ascii(line: str) -> str:
+    """JSON with other characters escaped, as Python's own: it reads alike whatever the encoding of the output."""
+    return line if line.isascii() else re.sub(r"[^\x00-\x7f]+", lambda m: json.dumps(m[0])[1:-1], line)
 
 
 def _finite(text: str) -> str:

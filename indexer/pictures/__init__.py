@@ -1,17 +1,21 @@
-"""Pictures: the files of a folder, read and decoded as the squares an encoder takes, and as thumbnails."""
+"""Pictures: the files of a folder, read and decoded for the encoder, and as thumbnails."""
 
-from indexer.pictures.files import FORMATS, quiet_pillow, read_picture, thumbnail
-from indexer.pictures.folders import Picture, Skipped, find_pictures, folder_labels, hash_files, read_pictures
+from indexer.pictures.files import formats, quiet_pillow, read_picture, thumbnail
+from indexer.pictures.folders import Picture, find_pictures, folder_labels, hash_files, read_pictures
+from indexer.pictures.passed import Excluded, Skipped, check_patterns, summarised
 
 __all__ = [
-    "FORMATS",
+    "Excluded",
     "Picture",
     "Skipped",
+    "check_patterns",
     "find_pictures",
     "folder_labels",
+    "formats",
     "hash_files",
     "quiet_pillow",
     "read_picture",
     "read_pictures",
+    "summarised",
     "thumbnail",
 ]

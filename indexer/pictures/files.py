@@ -1,62 +1,75 @@
-"""Pictures from files, whatever their size and format, as the squares an encoder takes; thumbnails.
+"""Pictures from files, whatever their size and format; thumbnails.
 
-Only five formats are opened (Pillow supports dozens, each a way in); a picture of more than 50 million pixels
-is refused before it is decoded. Whatever a file holds is either read in the way that `decode` defines, or refused
-with a reason of one line. Colour profiles are not applied, as encoders were not taught with them.
+A few formats are opened (Pillow supports dozens, each a way in). Whatever a file holds is either read in the way that
+`decode` defines, or refused with a reason of one line. Colour profiles are not applied, as encoders were not taught
+with them.
 
-Memory: of pictures with more than 10 million pixels one at a time is decoded; the worst measured, a WebP with alpha,
-took 0.8 GB beside the file, and one of 10 million pixels a fifth of that. Pillow sees nothing of a JPEG, PNG or GIF
-but what makes up its pixels: it keeps an object for each piece of metadata, so that a hostile file of 200 MB would
-become gigabytes.
+Memory: what is decoded is bounded, not what a header says. A JPEG is decoded at a fraction of its size where that is
+enough, so that one of 108 million pixels takes no more than a small one. Of pictures that are decoded to more than 10
+million pixels one at a time is; the worst measured, a WebP with alpha, took 0.8 GB beside the file, and one of 10
+million pixels a fifth of that. Metadata is taken away before (`bare.py`).
 """
 
 from __future__ import annotations
 
 import errno
 import io
+import math
 import os
-import re
 import stat
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from indexer.config import THUMBNAIL
-from training.errors import SparsightError
+from indexer.pictures.bare import PictureError, bare
+from training.errors import CallError, SparsightError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 50_000_000
-MAX_BYTES = 200_000_000
-MAX_PARTS = 1_000_000  # chunks of a PNG, segments of a JPEG
-MAX_SCANS = 100  # of a progressive JPEG: each may be a few bytes and passes over all pixels; encoders write 10 or so
-MAX_EXIF = 1 << 16
+MAX_BYTES = 200_000_000  # of a file, or four for each of the pixels that are decoded at most
+MAX_PIXELS = 50_000_000  # that are decoded of one picture, where SPARSIGHT_MAX_PIXELS sets no other number
+LIMIT = "SPARSIGHT_MAX_PIXELS"
 LARGE = 10_000_000  # pixels from which pictures are decoded one at a time
-NONE = f"it is no picture that can be read ({', '.join(FORMATS)})"
 
 _one_large = threading.Lock()
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # one that a segment's length, or the end, follows
-_KEPT_APPS = (b"\xff\xe0", b"JFIF\0"), (b"\xff\xee", b"Adobe")  # they say what the channels mean
 
 
-class PictureError(SparsightError):
-    """Why a file is not read as a picture; the message does not name the file."""
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that are opened, as Pillow names them: HEIF where the extra `heic` is installed, AVIF where this
+    Pillow has it."""
+    more = ["AVIF"] if features.check("avif") else []
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        more.append("HEIF")
+    return ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *more)
 
 
-def read_picture(path: Path | str, size: int) -> np.ndarray:
-    """Reads a picture as (size, size, 3) uint8: as `decode` does, shorter side scaled, centre cropped.
+def max_pixels() -> int:
+    """The most pixels that are decoded of one picture. Raises `CallError` where the variable is no number."""
+    text = os.environ.get(LIMIT, "").strip()
+    if not text:
+        return MAX_PIXELS
+    if not (text.isascii() and text.isdecimal() and 0 < len(text) <= 12 and int(text)):
+        raise CallError(f"{LIMIT}={text}: it must be a number of pixels, as {MAX_PIXELS}")
+    return int(text)
+
+
+def read_picture(path: Path | str, size: int) -> Image.Image:
+    """Reads a picture in RGB, its whole, as `decode` does; its shorter side has twice `size` pixels, or all it has.
 
     Raises `SparsightError` naming the file where it is missing, no picture, damaged or too large.
     """
     try:
         with quiet_pillow():
-            return square(decode(read_file(path), 2 * size), size)
+            return decode(read_file(path), 2 * size)
     except PictureError as e:
         raise SparsightError(f"cannot read the picture {path}: {e}") from e
 
@@ -64,17 +77,18 @@ def read_picture(path: Path | str, size: int) -> np.ndarray:
 def read_file(path: Path | str) -> bytes:
     """The bytes of a regular file. A pipe or a device is refused without waiting for what it may send."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    most = max(MAX_BYTES, 4 * max_pixels())
     try:
         with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as f:
             status = os.fstat(f.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise PictureError("it is not a regular file")
-            data = f.read(MAX_BYTES + 1) if status.st_size <= MAX_BYTES else None
+            data = f.read(most + 1) if status.st_size <= most else None
     except OSError as e:
         socket = e.errno == errno.ENXIO
         raise PictureError("it is not a regular file" if socket else e.strerror or str(e)) from e
-    if data is None or len(data) > MAX_BYTES:
-        raise PictureError(f"it is too large: more than {MAX_BYTES} bytes")
+    if data is None or len(data) > most:
+        raise PictureError(f"it is too large: more than {most} bytes ({LIMIT} sets another limit, a quarter of that)")
     if not data:
         raise PictureError("it is empty")
     return data
@@ -84,37 +98,33 @@ def decode(data: bytes, side: int = 0) -> Image.Image:
     """A file's bytes → RGB picture: first frame, turned as its EXIF says, alpha on white, 16 bits cut to 8.
 
     side: a picture may be decoded at a fraction of its size, as long as its shorter side keeps this many pixels.
-    Raises `PictureError` where the bytes are no picture, damaged, or of more than MAX_PIXELS.
+    Raises `PictureError` where the bytes are no picture, damaged, or more than `max_pixels` would be decoded.
     """
+    most = max_pixels()
     try:
-        with Image.open(_bare(data), formats=FORMATS) as file:
-            pixels = file.width * file.height
-            if pixels > MAX_PIXELS:
-                raise PictureError(f"it is too large: {file.width} × {file.height}, at most {MAX_PIXELS} pixels")
+        with Image.open(bare(data), formats=formats()) as file:
+            whole = file.size
             if side:
                 file.draft("RGB", (side, side))
-            if "progressive" not in file.info:  # libjpeg keeps all coefficients of such, whatever the fraction
-                pixels = file.width * file.height
-            with _one_large if pixels > LARGE else nullcontext():
+            # Of a progressive JPEG libjpeg keeps all coefficients, whatever the fraction.
+            width, height = whole if "progressive" in file.info else file.size
+            if width * height > most:
+                size = f"{whole[0]} × {whole[1]}, at most {most} pixels are decoded"
+                raise PictureError(f"it is too large: {size} ({LIMIT} sets another limit)")
+            with _one_large if width * height > LARGE else nullcontext():
                 file.load()
                 image = _to_rgb(_upright(file))
                 image.info.clear()  # a long comment is one that the thumbnail's JPEG cannot hold
-                much = side and image.width * image.height > LARGE
-                return image.reduce(max(1, min(image.size) // side)) if much else image
+                return _reduced(image, side) if side else image
     except PictureError:
         raise
     except UnidentifiedImageError as e:
-        raise PictureError(NONE) from e
+        raise PictureError(f"it is no picture that can be read ({', '.join(formats())})") from e
     except Image.DecompressionBombError as e:
-        raise PictureError(f"it is too large: at most {MAX_PIXELS} pixels") from e
+        raise PictureError(f"it is too large: at most {most} pixels") from e
     except Exception as e:  # of a damaged file, Pillow raises whatever its parsing ran into
         reason = " ".join(str(e).split()) or type(e).__name__
         raise PictureError(f"it is damaged: {reason}") from e
-
-
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: shorter side scaled to `size`, the centre of the longer one."""
-    return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
@@ -123,7 +133,7 @@ def thumbnail(pixels: np.ndarray) -> bytes:
 
 
 def shrunk(image: Image.Image) -> bytes:
-    """An RGB picture as a JPEG whose longer side has at most THUMBNAIL pixels."""
+    """An RGB picture, its whole, as a JPEG whose longer side has at most THUMBNAIL pixels."""
     scale = min(1.0, THUMBNAIL / max(image.size))
     width, height = (max(1, round(scale * s)) for s in image.size)
     return _jpeg(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0), quality=85)
@@ -131,13 +141,25 @@ def shrunk(image: Image.Image) -> bytes:
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keeps Pillow's warnings (odd metadata, sizes that `decode` judges itself) off a person's terminal.
+    """Keeps Pillow's warnings (odd metadata) off a person's terminal, and leaves it to `decode` to judge sizes.
 
     Filters belong to the whole process: enter it from the main thread, around the threads that decode.
     """
+    limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """A picture of no more than LARGE pixels, as far as its shorter side keeps `side` of them."""
+    needed = math.ceil(math.sqrt(image.width * image.height / LARGE))
+    factor = max(1, min(needed, min(image.size) // side))
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -147,12 +169,14 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+    if image.mode.startswith(("I", "F")):  # more than 8 bits of grey, which Pillow would clip at 255
         values = np.asarray(image)
-        grey = (values >> 8).astype(np.uint8)
+        grey = _in_8_bits(values)
         if "transparency" in image.info:
             grey[values == image.info["transparency"]] = 255
         image = Image.fromarray(grey)
+    if image.mode == "LAB":
+        image = _from_lab(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     if image.mode != "RGBA":
@@ -162,71 +186,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return white
 
 
-def _bare(data: bytes) -> io.BytesIO:
-    """A JPEG, PNG or GIF without its metadata, the orientation excepted; any other file as it is."""
-    for start, bare in ((b"\xff\xd8\xff", _bare_jpeg), (_PNG, _bare_png), (b"GIF8", _bare_gif)):
-        if data.startswith(start):
-            return bare(data)
-    return io.BytesIO(data)
+def _in_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 bits, of 32, or as floats from 0 to 1 (where some are above, from 0 to the largest) → uint8."""
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, posinf=0, neginf=0)
+        return (values.clip(0) * (255 / max(1.0, float(values.max(initial=0))))).astype(np.uint8)
+    bits = 8 if values.max(initial=0) < 1 << 16 else 23
+    return (values.clip(0) >> bits).astype(np.uint8)
 
 
-def _bare_jpeg(data: bytes) -> io.BytesIO:
-    bare, view = io.BytesIO(), memoryview(data)
-    at = kept = scans = 0
-    exif = False
-    for _ in range(MAX_PARTS):
-        found = _JPEG_MARKER.search(data, at)
-        if not found or (found[0] == b"\xff\xd9" and scans):
-            bare.write(view[kept:])
-            bare.seek(0)
-            return bare
-        marker, start, content = found[0], found.start(), found.end() + 2
-        at = content - 2 + int.from_bytes(data[content - 2 : content])
-        scans += marker == b"\xff\xda"
-        if scans > MAX_SCANS:
-            raise PictureError(f"it has too many scans: at most {MAX_SCANS}")
-        if b"\xff\xe0" <= marker <= b"\xff\xef" or marker == b"\xff\xfe":
-            if not exif and marker == b"\xff\xe1" and data.startswith(b"Exif\0\0", content):
-                exif = True
-            elif not any(marker == m and data.startswith(name, content) for m, name in _KEPT_APPS):
-                bare.write(view[kept:start])
-                kept = at
-    raise PictureError(f"it has too many segments: at most {MAX_PARTS}")
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
 
-
-def _bare_png(data: bytes) -> io.BytesIO:
-    bare, view = io.BytesIO(), memoryview(data)
-    at = bare.write(_PNG)
-    deep = data[24:26] == b"\x10\x02"  # 16 bits of red, green, blue
-    for _ in range(MAX_PARTS):
-        length, name, start = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8], at
-        at += 12 + length
-        if name == b"tRNS" and deep:  # Pillow compares its low bytes with the pixels' high ones
-            key = b"tRNS" + bytes(b for high in data[start + 8 : start + 14 : 2] for b in (0, high))
-            bare.write(b"\0\0\0\6" + key + zlib.crc32(key).to_bytes(4))
-        elif name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (name == b"eXIf" and length <= MAX_EXIF):
-            bare.write(view[start:at])
-        if name == b"IEND" or at >= len(data):
-            bare.seek(0)
-            return bare
-    raise PictureError(f"it has too many chunks: at most {MAX_PARTS}")
-
-
-def _bare_gif(data: bytes) -> io.BytesIO:
-    """Only the last graphic control before the first picture says how to show it."""
-    palette = 3 << (data[10] & 7) + 1 if data[10:11] >= b"\x80" else 0
-    at = header = 13 + palette
-    control = b""
-    for _ in range(MAX_PARTS):
-        if data[at : at + 1] != b"!":
-            return io.BytesIO(b"".join((data[:header], control, data[at:])))
-        start, label, at = at, data[at + 1 : at + 2], at + 2
-        while size := data[at] if at < len(data) else 0:
-            at += 1 + size
-        at += 1
-        if label == b"\xf9":
-            control = data[start:at]
-    raise PictureError(f"it has too many extensions: at most {MAX_PARTS}")
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(lab, rgb, "LAB", "RGB")
+    return ImageCms.applyTransform(image, transform) or image
 
 
 def _jpeg(image: Image.Image, **settings: int) -> bytes:

@@ -1,8 +1,9 @@
 """A folder of pictures: which files are taken, how they are read, and what their folders say of them.
 
 Every file with a picture's suffix, at any depth, in the order of their paths; what it holds is decided by its
-content. Hidden files and folders are passed over, links to folders are not followed (so that no loop and nothing
-outside can be reached). What cannot be read is returned with its reason. Files are read and decoded by threads
+content. Hidden files and folders are passed over, and so are those that nobody means (`passed.py`); links to folders
+are not followed (so that no loop and nothing outside can be reached). What cannot be read is returned with its reason.
+Files are read and decoded by threads
 (Pillow releases the GIL) a bounded way ahead of the encoder: no more than `ahead` pictures are in memory.
 """
 
@@ -16,16 +17,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
+from PIL.Image import Image
 
 from indexer.config import THUMBNAIL
-from indexer.pictures.files import PictureError, decode, read_file, shrunk, square
+from indexer.pictures.files import PictureError, decode, read_file, shrunk
+from indexer.pictures.passed import Excluded, Skipped, apple_double, nobody_means, suffixes, unread
 from training.errors import SparsightError
 from training.files import path_text
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
 SPLITS = {"train", "test", "val", "valid", "validation"}
 FRESH = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, FAT's
 WORKERS = min(8, os.cpu_count() or 1)
@@ -34,31 +35,28 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Skipped(NamedTuple):
-    """A file or folder that was not taken, and why."""
-
-    path: str
-    reason: str
-
-
 class Picture(NamedTuple):
-    """A picture as read: SHA-256 of the file's bytes, their number, the file's time of change (`stamp`) · pixels
-    (s, s, 3) uint8, None where they were not needed · a small JPEG to show."""
+    """A picture as read: SHA-256 of the file's bytes, their number, the file's time of change (`stamp`) · what the
+    encoder takes of it, None where that was not needed · a small JPEG to show, of the whole picture."""
 
     path: str
     content_hash: str
     size: int
     changed: int | None
-    pixels: np.ndarray | None = None
+    prepared: Any = None
     thumbnail: bytes = b""
 
 
-def find_pictures(root: Path) -> tuple[list[str], list[Skipped]]:
-    """The picture files below a folder as absolute paths, sorted, and what could not be entered.
+def find_pictures(root: Path, excluded: Excluded | None = None) -> tuple[list[str], list[Skipped]]:
+    """The picture files below a folder as absolute paths, sorted, and what was not taken or could not be entered.
 
-    Raises `SparsightError` where the folder itself is missing, no folder, or unreadable.
+    The folder itself is taken whatever its name, unless it is `excluded`. Raises `SparsightError` where it is missing,
+    no folder, or unreadable.
     """
-    top = os.path.abspath(root)
+    top = os.path.realpath(root)  # so that pictures have the same paths, whatever link led here
+    excluded = excluded or Excluded(top)
+    if reason := excluded.reason(top, top):
+        return [], [Skipped(top, reason)]
     found: list[str] = []
     skipped: list[Skipped] = []
     folders = [top]
@@ -67,31 +65,49 @@ def find_pictures(root: Path) -> tuple[list[str], list[Skipped]]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if reason := _left_out(entry, is_folder, excluded, top):
+                        skipped.append(Skipped(entry.path, reason))
+                    elif entry.name.startswith("."):
                         continue
-                    if entry.is_dir(follow_symlinks=False):
+                    elif is_folder:
                         folders.append(entry.path)
-                    elif entry.is_symlink() and os.path.isdir(entry.path):
-                        skipped.append(Skipped(entry.path, "it is a link to a folder"))
-                    elif entry.name.lower().endswith(SUFFIXES):
+                    elif entry.name.lower().endswith(suffixes()):
                         found.append(entry.path)
         except OSError as e:
             if folder == top:
                 raise SparsightError(f"cannot index {path_text(root)}: {e.strerror}; give a folder of pictures") from e
             skipped.append(Skipped(folder, e.strerror or str(e)))
-    return sorted(found, key=os.fsencode), skipped
+    return sorted(found, key=os.fsencode), sorted(skipped, key=lambda s: os.fsencode(s.path))
+
+
+def _left_out(entry: os.DirEntry[str], is_folder: bool, excluded: Excluded, top: str) -> str | None:
+    """Why a file or folder is not taken, where that is to be told: hidden ones and other kinds of files are not."""
+    if is_folder:
+        known = nobody_means(entry.path)
+        return known or (None if entry.name.startswith(".") else excluded.reason(entry.path, top))
+    if entry.name.startswith("."):
+        return apple_double(entry.name)
+    if entry.is_symlink() and os.path.isdir(entry.path):
+        return "it is a link to a folder"
+    if not entry.name.lower().endswith(suffixes()):
+        reason = unread(entry.name)
+        return reason and (excluded.reason(entry.path, top) or reason)
+    return excluded.reason(entry.path, top)
 
 
 def read_pictures(
     paths: Iterable[str],
+    prepare: Callable[[Image], Any],
     size: int,
     *,
     ahead: int,
     workers: int = WORKERS,
     known: Callable[[str], bool] = lambda content_hash: False,
 ) -> Iterator[Picture | Skipped]:
-    """Reads files, in their order, as pictures of `size` pixels a side; at most `ahead` are read before their turn.
+    """Reads files, in their order, as pictures; at most `ahead` are read before their turn.
 
+    prepare: what to keep of a picture, decoded so that its shorter side has at least twice `size` pixels.
     known: tells by a content hash which pictures need not be decoded.
     """
 
@@ -103,7 +119,7 @@ def read_pictures(
             if known(content_hash):
                 return Picture(path, content_hash, len(data), changed)
             image = decode(data, 2 * max(size, THUMBNAIL))
-            return Picture(path, content_hash, len(data), changed, square(image, size), shrunk(image))
+            return Picture(path, content_hash, len(data), changed, prepare(image), shrunk(image))
         except PictureError as e:
             return Skipped(path, str(e))
 
@@ -160,7 +176,7 @@ def folder_labels(
     the second level the labels. A picture above the class folders has no label. depth: 0 or 1, the folders above
     those that are labels, where other pictures have settled it.
     """
-    top = os.path.abspath(root)
+    top = os.path.realpath(root)  # so that pictures have the same paths, whatever link led here
     folders = [os.path.relpath(p, top).split(os.sep)[:-1] for p in paths]
     if depth is None:
         first = {f[0] for f in folders if f}

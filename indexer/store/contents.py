@@ -135,7 +135,7 @@ class Change:
 
     removed: ids · added: pictures, coded against the index's dictionary · moved: id → its new place · seen: id → bytes
     and time of change of a file that was read and holds what it held · skipped: what was not taken, in place of what
-    was said of these paths before · classes: those to add.
+    was said of these paths before · classes: those to add · exclude: its patterns from now on, or None.
     """
 
     removed: Sequence[int] = ()
@@ -144,8 +144,10 @@ class Change:
     seen: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     skipped: Sequence[Skip] = ()
     classes: Classes | None = None
+    exclude: tuple[str, ...] | None = None
 
     @property
     def is_empty(self) -> bool:
         added = self.added is not None and len(self.added)
-        return not (self.removed or added or self.moved or self.seen or self.skipped or self.classes)
+        parts = (self.removed, added, self.moved, self.seen, self.skipped, self.classes, self.exclude is not None)
+        return not any(parts)

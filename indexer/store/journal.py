@@ -24,6 +24,7 @@ from training.errors import SparsightError
 from training.files import digest, write_whole
 
 FOLDER = ".pending"
+PREPARED = 2  # how encoders get their pictures: another number where that changes
 
 
 class Journal:
@@ -31,7 +32,7 @@ class Journal:
 
     def __init__(self, folder: Path, encoder: Encoder):
         self.folder = folder / FOLDER
-        self._key = digest([encoder.fingerprint.encode(), str((encoder.image_size, THUMBNAIL)).encode()])[:16]
+        self._key = digest([encoder.fingerprint.encode(), str((encoder.image_size, THUMBNAIL, PREPARED)).encode()])[:16]
         self._batches: list[Path] = []
         self._X: list[np.ndarray] = []
         self._at: dict[str, tuple[int, int]] = {}  # content hash → batch, row

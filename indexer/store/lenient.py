@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer.store.database import HINT, open_database, read_meta_rows
-from indexer.store.meta import COUNTS, MOST, MetaError, count_of, parse_meta
+from indexer.store.meta import COUNTS, LATER, MOST, MetaError, count_of, parse_meta
 from indexer.store.reader import Store
 from indexer.store.vectors import DamagedVectors, Vectors, block_rows
 from training.errors import SparsightError
@@ -28,10 +28,10 @@ def open_leniently(folder: Path) -> tuple[Store, list[str]]:
     stated = {key: rows.get(key) for key in COUNTS}
     rows |= {key: text if text and _is_count(key, text) else "0" for key, text in stated.items()}
     try:
-        meta = parse_meta(rows)
+        meta = parse_meta(rows, without=LATER)
         with Store(folder, meta=meta, check=False) as store:
             true = _true_counts(store)
-        meta = parse_meta(rows | {key: str(value) for key, value in true.items()})
+        meta = parse_meta(rows | {key: str(value) for key, value in true.items()}, without=LATER)
     except MetaError as e:
         raise SparsightError(f"the index {folder} is damaged: in its meta data, {e}; {HINT}") from e
     differ = [

@@ -29,7 +29,8 @@ class IndexMeta:
     rows of it count (n of them are of pictures, the others of removed ones); vector_block: rows with one checksum.
     thumbnails_file, thumbnail_bytes: the same of the thumbnails. dataset: the name of what was indexed; root: the
     folder of its pictures, "" where it has none; embedded: whether its embeddings were made from the pictures or came
-    with the encoder; labels: "folders" where the folders' names are the labels. encoder_…, trained_on: the encoder.
+    with the encoder; labels: "folders" where the folders' names are the labels; exclude: patterns of the files and
+    folders that are left out. encoder_…, trained_on: the encoder.
     dictionary, dictionary_fingerprint: where the concepts came from, and a SHA-256 over them. templates: the prompts
     of a concept. coder: the settings of the codes. dense_factory: the dense index, as FAISS describes it.
     """
@@ -58,6 +59,7 @@ class IndexMeta:
     templates: tuple[str, ...]
     coder: CoderConfig
     dense_factory: str = "Flat"
+    exclude: tuple[str, ...] = ()
 
     @property
     def dead(self) -> int:
@@ -75,6 +77,7 @@ COUNTS = (  # whole numbers; those that an export leaves out follow from the oth
     "generation", "n", "d", "m", "nnz", "next_id", "vector_rows", "vector_block", "thumbnail_bytes",
 )  # fmt: skip
 FILES = ("vectors_file", "thumbnails_file")
+LATER = ("exclude",)  # what the first indexes of this format do not say
 DERIVED = ("format", "generation", "nnz", "l1", "vector_rows", "vector_block", "thumbnail_bytes", *FILES)
 
 
@@ -125,10 +128,10 @@ def _json(key: str, text: str) -> Any:
         raise MetaError(f"its {key} is {text[:40]!r}") from e
 
 
-def _templates(key: str, text: str) -> tuple[str, ...]:
+def _texts(key: str, text: str) -> tuple[str, ...]:
     found = _json(key, text)
-    if not isinstance(found, list) or not all(isinstance(template, str) for template in found):
-        raise MetaError("it names no prompts")
+    if not isinstance(found, list) or not all(isinstance(part, str) for part in found):
+        raise MetaError(f"its {key} are no list of texts")
     return tuple(found)
 
 
@@ -148,6 +151,7 @@ def parse_coder(key: str, text: str) -> CoderConfig:
 _PARSERS: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(COUNTS, _count),
     **dict.fromkeys(FILES, _file),
-    "templates": _templates,
+    "templates": _texts,
+    "exclude": _texts,
     "coder": parse_coder,
 }

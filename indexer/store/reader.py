@@ -17,7 +17,7 @@ from scipy import sparse
 
 from indexer.store.contents import Classes, Concept, ImageRow, Skip
 from indexer.store.database import DATABASE, HINT, ids_table, inode, open_database, read_meta_rows, stacked, told_as
-from indexer.store.meta import IndexMeta, MetaError, parse_meta
+from indexer.store.meta import LATER, IndexMeta, MetaError, parse_meta
 from indexer.store.postings import Postings
 from indexer.store.schema import TABLES
 from indexer.store.thumbnails import Place, Thumbnails
@@ -58,7 +58,7 @@ class Store:
 
     def _read_meta(self) -> IndexMeta:
         try:
-            return parse_meta(read_meta_rows(self.con, self.folder))
+            return parse_meta(read_meta_rows(self.con, self.folder), without=LATER)
         except MetaError as e:
             raise self.damaged(f"in its meta data, {e}") from e
 
@@ -162,10 +162,6 @@ class Store:
         if missing := [i for i in image_ids if i not in by_id]:
             raise self.damaged(f"it has no picture {missing[0]}")
         return [by_id[i] for i in image_ids]
-
-    def find_path(self, path: str) -> int | None:
-        """The id of the picture with a path; the first where several share it."""
-        return self.rows("SELECT min(image_id) FROM images WHERE path = ?", [path])[0][0]
 
     def images_at(self, paths: Iterable[str]) -> dict[str, ImageRow]:
         """The pictures at some paths, by path."""

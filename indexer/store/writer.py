@@ -92,7 +92,7 @@ def change_store(folder: Path, store: Store, change: Change) -> IndexMeta:
     concepts, postings, more = _changed_postings(store, removed, added, ids)
     meta = replace(
         before, n=before.n - len(removed) + count, nnz=before.nnz + more, next_id=before.next_id + count,
-        generation=before.generation + 1,
+        generation=before.generation + 1, exclude=before.exclude if change.exclude is None else change.exclude,
     )  # fmt: skip
     with _replaced(folder) as making:
         copyfile(folder / DATABASE, making.database)

@@ -6,9 +6,12 @@ engine."). Each CIFAR-10 class name is one of the terms too, so that one list of
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from string import Formatter
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from training.data.cifar10 import CLASSES, Pictures
 TEMPLATES = ("a photo of a {}.", "a {}.", "{}", "a picture of a {}.", "a small photo of a {}.", "an image of a {}.")
 CLIP_TEMPLATES = ("a photo of a {}.",)  # for encoders of web pictures and texts
 KIND_TEMPLATE = "{}, a kind of {}"
+_ARTICLE = re.compile(r"(?<![\w'’-])([Aa])[Nn]?(?=[\s\"'“‘«(]+$)")  # right before the place of a word
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,20 @@ def make_captions(pictures: Pictures) -> Captions:
 
 
 def fill(template: str, *words: str) -> str:
-    """Puts words into a prompt template and makes "a" before a vowel "an": → "a photo of an airplane.".
+    """Puts words into a prompt template → "a photo of an airplane."; `{{` and `}}` stand for braces.
 
-    The prompt begins with a small letter, whatever the template and the words begin with.
+    An article right before the place of a word becomes "an" before a vowel, and "a" before any other letter. The prompt
+    begins with a small letter, whatever the template and the words begin with.
     """
-    text = template.format(*words)
-    for word in words:
-        if word[:1].lower() in "aeiou":
-            text = text.replace(f"a {word}", f"an {word}")
+    text, left = "", iter(words)
+    for before, place, _, _ in Formatter().parse(template):
+        if place is None:
+            text += before
+            continue
+        word = next(left)
+        first = unicodedata.normalize("NFD", word.lstrip(" \"'“‘«("))[:1].lower()
+        article = r"\1n" if first and first in "aeiou" else r"\1"
+        text += _ARTICLE.sub(article, before) + word
     return text[:1].lower() + text[1:]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def in_batches(
-    encode: Callable[[Any], np.ndarray], items: Sequence[str] | np.ndarray, size: int, dim: int
+    encode: Callable[[Any], np.ndarray], items: Sequence[Any] | np.ndarray, size: int, dim: int
 ) -> np.ndarray:
     """Encodes n items, `size` at a time; returns (n, dim) float32, of no items (0, dim).
 

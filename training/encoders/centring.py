@@ -19,8 +19,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
-    from training.encoders.protocol import Encoder, TextEncoder
+    from training.encoders.protocol import Encoder, Prepared, TextEncoder
 
 SPREAD = 1e-6  # the mean squared distance from their mean below which rows count as equal
 
@@ -61,6 +62,10 @@ class CentredTextEncoder:
         """Texts → (n, d) float32 unit rows, centred."""
         return centre(self._texts.encode_texts(texts), self._means.text)
 
+    def left_out(self, text: str) -> str:
+        """The end of a text that the tower does not read."""
+        return self._texts.left_out(text)
+
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
         """Concepts → (m, d) float32 unit rows, centred."""
         return centre(self._texts.encode_concepts(concepts, templates), self._means.text)
@@ -75,13 +80,17 @@ class CentredEncoder(CentredTextEncoder):
         super().__init__(encoder, means)
         self._encoder = encoder
         self.source, self.trained_on, self.dim = encoder.source, encoder.trained_on, encoder.dim
-        self.image_size, self.templates = encoder.image_size, encoder.templates
+        self.image_size, self.batch, self.templates = encoder.image_size, encoder.batch, encoder.templates
         self.concepts: Mapping[str, str] = encoder.concepts
 
     @property
     def device(self) -> torch.device:
         return self._encoder.device
 
-    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """Pictures, uint8 RGB (n, s, s, 3) → X (n, d) float32 unit rows, centred."""
-        return centre(self._encoder.encode_images(pixels), self._means.image)
+    def prepare(self, picture: Image) -> Prepared:
+        """A picture → what the tower takes of it."""
+        return self._encoder.prepare(picture)
+
+    def encode_images(self, pictures: Sequence[Image] | Sequence[Prepared] | np.ndarray) -> np.ndarray:
+        """Pictures → X (n, d) float32 unit rows, centred."""
+        return centre(self._encoder.encode_images(pictures), self._means.image)

@@ -13,15 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image, new
 
 from training.data.captions import CLIP_TEMPLATES, embed_concepts
 from training.device import fast_bf16
 from training.encoders.batches import in_batches
+from training.encoders.cut import left_out_of, warn_of_cut
 from training.encoders.files import CONFIG
 from training.encoders.hub_files import FAMILIES, hub_fingerprint, is_hub_folder, lacking_files, reason_of
+from training.encoders.square import as_picture
 from training.errors import SparsightError
 
 BATCH = 64  # pictures or texts in one pass
+LONGEST = 16  # times the shorter side: of a longer picture the middle is taken, where its ends would be cropped anyway
 
 
 class HubEncoder:
@@ -32,6 +36,7 @@ class HubEncoder:
     """
 
     concepts: dict[str, str] = {}  # noqa: RUF012 (never written to); nobody has listed what its captions name
+    batch = BATCH
     known_from = 0.0  # no cosine is known below which a text means little to it
     templates = CLIP_TEMPLATES
     has_modality_gap = True
@@ -41,32 +46,44 @@ class HubEncoder:
         self.tokenizer, self.processor = tokenizer, processor
         self.name, self.source, self.fingerprint = name, source, fingerprint
         self.trained_on = f"pictures and texts that the model card of {name} names"
-        vision = model.config.vision_config
-        # A NaFlex model of SigLIP 2 takes so many patches in any arrangement; here they make a square.
-        self.image_size = getattr(vision, "image_size", 0) or vision.patch_size * int(processor.max_num_patches**0.5)
+        self.image_size = _side(model.config.vision_config, processor)
         self.dim = self._encode_text_batch(["a photo"]).shape[1]
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """Pictures, uint8 RGB (n, s, s, 3) → X (n, d) float32 unit rows.
+    def prepare(self, picture: Image) -> dict[str, torch.Tensor]:
+        """A picture → the image tower's input, (1, …) each: squashed, cropped, or in patches of the picture's own
+        shape, as the model's image processor does.
 
-        They are resized and normalised as the model's image processor says, so that s may be any size.
+        The processor is given Pillow's pictures alone: of an array it would guess which axis is the colours'.
         """
-        return in_batches(self._encode_image_batch, pixels, BATCH, self.dim)
+        return dict(self.processor(images=[reachable(picture, self.processor)], return_tensors="pt"))
+
+    def encode_images(self, pictures: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Pictures of any shapes, prepared or not → X (n, d) float32 unit rows."""
+        return in_batches(self._encode_image_batch, pictures, BATCH, self.dim)
 
     @torch.inference_mode()
-    def _encode_image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        pictures = list(torch.tensor(pixels).permute(0, 3, 1, 2).to(self.device))
-        inputs = self.processor(images=pictures, input_data_format="channels_first", return_tensors="pt")
-        inputs = inputs.to(self.device, self.model.dtype)
+    def _encode_image_batch(self, pictures: Sequence[Any] | np.ndarray) -> np.ndarray:
+        prepared = [p if isinstance(p, dict) else self.prepare(as_picture(p)) for p in pictures]
+        inputs = {key: torch.cat([p[key] for p in prepared]).to(self.device) for key in prepared[0]}
+        inputs = {key: v.to(self.model.dtype) if v.is_floating_point() else v for key, v in inputs.items()}
         return _unit_rows(self.model.get_image_features(**inputs).pooler_output)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → (n, d) float32 unit rows."""
+        warn_of_cut(texts, self.left_out, self._most_tokens)
         return in_batches(self._encode_text_batch, texts, BATCH, self.dim)
+
+    def left_out(self, text: str) -> str:
+        """The end of a text that the tower does not read, in the small letters in which it is read."""
+        return left_out_of(text.lower(), self.tokenizer, self._most_tokens)
+
+    @property
+    def _most_tokens(self) -> int:
+        return int(self.model.config.text_config.max_position_embeddings)
 
     @torch.inference_mode()
     def _encode_text_batch(self, texts: Sequence[str]) -> np.ndarray:
@@ -75,7 +92,7 @@ class HubEncoder:
     def _tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """The text tower's input, (b, t) each, padded as the model's family was trained."""
         config = self.model.config
-        options = {"truncation": True, "max_length": config.text_config.max_position_embeddings, "return_tensors": "pt"}
+        options = {"truncation": True, "max_length": self._most_tokens, "return_tensors": "pt"}
         lower = [t.lower() for t in texts]  # every family was trained on lower case, and not every tokenizer makes it
         if config.model_type == "clip":
             tokens = self.tokenizer(lower, padding=True, **options)
@@ -103,8 +120,11 @@ def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: s
     with _quiet(), _named_damage(where):
         fingerprint = hub_fingerprint(folder)
         encoder = HubEncoder(model.to(device), tokenizer, processor, name=name, source=source, fingerprint=fingerprint)
-        # Encoding a picture and a text shows whether the files fit together.
-        X = encoder.encode_images(np.zeros((1, encoder.image_size, encoder.image_size, 3), np.uint8))
+        # Encoding a text and pictures of two shapes shows whether the files fit together.
+        prepared = [encoder.prepare(new("RGB", (encoder.image_size * w, encoder.image_size))) for w in (1, 2)]
+        if len({tuple(v.shape for v in p.values()) for p in prepared}) > 1:
+            raise ValueError("its image processor gives each picture a size of its own, but its tower takes one size")
+        X = encoder.encode_images(prepared)
         if X.shape[1] != encoder.dim:
             raise ValueError(f"pictures have {X.shape[1]} dimensions, texts {encoder.dim}")
     return encoder
@@ -153,6 +173,29 @@ def _check_tensors(model: Any, info: dict[str, Any], where: str) -> None:
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise SparsightError(f"damaged encoder in {where}: tensor {key} has values that are not finite")
+
+
+def _side(vision: Any, processor: Any) -> int:
+    """Pixels a side of what the image tower sees, or of what its processor crops that from, where that is more."""
+    patches = getattr(processor, "max_num_patches", 0)  # of a NaFlex model of SigLIP 2: so many, in any arrangement
+    sizes = [getattr(vision, "image_size", None), int(patches**0.5) * vision.patch_size]
+    size = getattr(processor, "size", None) or {}
+    sizes += [size[key] for key in ("shortest_edge", "height", "width") if key in size]
+    return max(int(s) for s in sizes if s)
+
+
+def reachable(picture: Image, processor: Any) -> Image:
+    """A picture without what lies further from its centre than the processor's crop can reach.
+
+    Without this a picture of 10000 × 1 pixels, whose shorter side is scaled up before the crop, would take gigabytes.
+    """
+    size = getattr(processor, "size", None) or {}
+    if "shortest_edge" not in size or "longest_edge" in size:
+        return picture
+    width, height = picture.size
+    longest = LONGEST * min(width, height)
+    x, y = (max(0, (side - longest) // 2) for side in (width, height))
+    return picture.crop((x, y, width - x, height - y)) if x or y else picture
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from training.config import HEAD_WIDTH, MAX_TOKENS
 from training.data.captions import TEMPLATES, embed_concepts
+from training.encoders.cut import is_short, warn_of_cut
 from training.encoders.files import CONFIG, TOKENIZER, WEIGHTS, trained_fingerprint
 from training.errors import SparsightError
 
@@ -48,8 +49,14 @@ class NumpyTextEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → (n, d) float32 unit rows."""
+        warn_of_cut(texts, self.left_out, MAX_TOKENS)
         rows = [self._embed(np.array(e.ids, np.int64)) for e in self.tokenizer.encode_batch(list(texts))]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
+
+    def left_out(self, text: str) -> str:
+        """The end of a text that the tower does not read."""
+        rest = [] if is_short(text, MAX_TOKENS) else self.tokenizer.encode(text).overflowing
+        return text[rest[0].offsets[0][0] :].strip() if rest else ""
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
         """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""

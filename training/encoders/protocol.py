@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
+
+Prepared = Any  # what an encoder makes of one picture before its tower sees it: each kind has its own
 
 
 @runtime_checkable
@@ -31,8 +34,13 @@ class TextEncoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → (n, d) float32 unit rows.
 
-        Any number of texts may be given, none as well; a text that is too long is cut off.
+        Any number of texts may be given, none as well; of a text that is too long the end is left out,
+        and a `CutTextWarning` says so.
         """
+        ...
+
+    def left_out(self, text: str) -> str:
+        """The end of a text that the tower does not read, "" where it reads all of it."""
         ...
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
@@ -50,7 +58,9 @@ class Encoder(TextEncoder, Protocol):
     source:           the name by which `open_encoder` opens it again.
     trained_on:       the data that it learned from, in words.
     dim:              d, the dimensions of the space.
-    image_size:       pixels a side of the pictures that it takes.
+    image_size:       pixels a side of what its tower sees. A picture may be decoded at a fraction of its size, as long
+                      as its shorter side keeps twice that.
+    batch:            pictures in one pass. Who prepares pictures ahead of the tower holds no more than two passes.
     templates:        its own prompts, each with one {} for a concept.
     concepts:         the concepts of its training captions, each with the class it belongs to; empty where unknown.
     has_modality_gap: whether its pictures and its texts lie in two cones apart. An index must then centre both before
@@ -67,6 +77,8 @@ class Encoder(TextEncoder, Protocol):
     @property
     def image_size(self) -> int: ...
     @property
+    def batch(self) -> int: ...
+    @property
     def templates(self) -> tuple[str, ...]: ...
     @property
     def concepts(self) -> Mapping[str, str]: ...
@@ -75,9 +87,17 @@ class Encoder(TextEncoder, Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """Pictures, uint8 RGB (n, s, s, 3) → X (n, d) float32 unit rows; s is `image_size`.
+    def prepare(self, picture: Image) -> Prepared:
+        """A picture in RGB, of any shape → what the tower takes of it, of a size that does not depend on the picture's.
 
-        Any number of pictures may be given, none as well: the encoder makes batches that fit into memory.
+        This is the model's own preprocessing. Several threads may call it at once.
+        """
+        ...
+
+    def encode_images(self, pictures: Sequence[Image] | Sequence[Prepared] | np.ndarray) -> np.ndarray:
+        """Pictures → X (n, d) float32 unit rows.
+
+        pictures: any number of them, prepared, or of any shapes: of Pillow's or as uint8 RGB (h, w, 3), in a list or in
+        one array (n, h, w, 3). The encoder makes batches that fit into memory.
         """
         ...

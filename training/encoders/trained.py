@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch.nn import functional as F
 
+from training.config import MAX_TOKENS
 from training.data.captions import TEMPLATES, embed_concepts
 from training.device import fast_bf16
 from training.encoders.batches import in_batches
+from training.encoders.cut import left_out_of, warn_of_cut
 from training.encoders.dual import DualEncoder, load_model
 from training.encoders.files import BUNDLED, CONCEPTS, trained_fingerprint
+from training.encoders.square import as_picture, square
 from training.errors import SparsightError
 
 BATCH = 500  # pictures in one pass; its activations take about 1 GB at most
@@ -26,6 +30,7 @@ class TrainedEncoder:
     fingerprint: over its files. source: "bundled" or its folder. concepts: of its captions, each with its class.
     """
 
+    batch = BATCH
     templates = TEMPLATES
     has_modality_gap = False  # its pictures are taught to lie among their own concepts
 
@@ -42,18 +47,31 @@ class TrainedEncoder:
     def device(self) -> torch.device:
         return self.model.device
 
-    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """Pictures, uint8 RGB (n, s, s, 3) → X (n, d) float32 unit rows.
+    def prepare(self, picture: Image) -> np.ndarray:
+        """A picture → (s, s, 3) uint8, s being `image_size`: its centre square, for it was trained on squares."""
+        return square(picture, self.image_size)
+
+    def encode_images(self, pictures: Sequence[Image] | Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Pictures of any shapes, prepared or not → X (n, d) float32 unit rows.
 
         A row is the mean over views of the picture, mirrored and shifted as the encoder's settings ask for. These are
         the views of airbench (https://arxiv.org/abs/2404.00498).
         """
-        return in_batches(self._encode_batch, pixels, BATCH, self.dim)
+        return in_batches(lambda batch: self._encode_batch(self._squares(batch)), pictures, BATCH, self.dim)
+
+    def _squares(self, pictures: Sequence[Image] | Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Pictures → (b, s, s, 3) uint8, those that are such squares as they are."""
+        shape = (self.image_size, self.image_size, 3)
+        if isinstance(pictures, np.ndarray) and pictures.shape[1:] == shape:
+            return pictures
+        prepared = lambda p: isinstance(p, np.ndarray) and p.shape == shape  # noqa: E731
+        return np.stack([np.asarray(p) if prepared(p) else self.prepare(as_picture(p)) for p in pictures])
 
     @torch.inference_mode()
-    def _encode_batch(self, pixels: np.ndarray) -> np.ndarray:
+    def _encode_batch(self, squares: np.ndarray) -> np.ndarray:
         config, device = self.model.config, self.model.device
-        x = self.model.normalise(torch.as_tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(device))
+        pixels = np.ascontiguousarray(squares)  # (b, s, s, 3)
+        x = self.model.normalise(torch.as_tensor(pixels).permute(0, 3, 1, 2).to(device))
         views = [(1.0, x)]
         if config.shift_average:
             padded, side = F.pad(x, (1,) * 4, mode="reflect"), x.shape[-1]
@@ -66,7 +84,12 @@ class TrainedEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → (n, d) float32 unit rows."""
+        warn_of_cut(texts, self.left_out, MAX_TOKENS)
         return self.model.encode_texts(texts)
+
+    def left_out(self, text: str) -> str:
+        """The end of a text that the tower does not read."""
+        return left_out_of(text, self.model.tokenizer, MAX_TOKENS)
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
         """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""
