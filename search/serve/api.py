@@ -49,7 +49,7 @@ def search_by_address(address: Annotated[Address, fastapi.Query()], here: Here) 
 
 @router.post("/pictures", openapi_extra=PICTURE_BODY)
 async def upload(request: Request, here: Here) -> m.UploadModel:
-    """Takes a picture (JPEG, PNG, WebP, GIF or BMP) to search by. It is kept in memory for a while."""
+    """Takes the bytes of a picture to search by, in a format that indexing reads. It is kept in memory for a while."""
     name = await run_in_threadpool(here.uploads.add, await request.body())
     return m.UploadModel(value=PREFIX + name, thumbnail=f"/upload/{name}.jpg")
 

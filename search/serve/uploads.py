@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from indexer.pictures.files import decode, shrunk, square
+from indexer.pictures.files import decode, shrunk
 from search.index import Index
 from training.errors import CallError
 
@@ -60,7 +60,6 @@ class Uploads:
         """The embedding (d,) of an uploaded picture, made as indexing makes one."""
         upload = self.get(name)
         if version not in upload.vectors:
-            size = index.encoder.image_size
-            pixels = square(decode(upload.data, 2 * size), size)
-            upload.vectors = {version: index.encoder.encode_images(pixels[None])[0]}
+            image = decode(upload.data, 2 * index.encoder.image_size)
+            upload.vectors = {version: index.encoder.encode_images([image])[0]}
         return upload.vectors[version]
