@@ -95,17 +95,7 @@ def index(
     the folders in which systems and photo programs keep thumbnails, caches and deleted files. What cannot be read, and
     what has the content of another, is skipped and listed.
     """
-    if path is None and exclude:
-        raise CallError("--exclude needs a PATH, a folder of pictures")
-    if path is None and labels:
-        raise CallError("--labels needs a PATH, a folder of pictures")
-    if path is not None and bundled:
-        raise CallError("index a PATH or the --bundled embeddings, not both")
-    if not 0 < l1 < (float("inf") if absolute else 1):
-        raise CallError(f"--l1 {l1}: it must be above 0" + ("" if absolute else " and below 1, or give --absolute"))
-    for template in templates:
-        if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-            raise CallError(f"--template {template!r}: it must hold the concept's place, {{}}, once")
+    _refuse_senseless(path, bundled, labels, exclude, l1, absolute, templates)
     from indexer.build import index_bundled, index_folder, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns
@@ -137,6 +127,29 @@ def index(
     else:
         built = index_pictures(index_dir, pictures, loaded, config)
     _print_built(index_dir, built)
+
+
+def _refuse_senseless(
+    path: Path | None,
+    bundled: bool,
+    labels: str | None,
+    exclude: Sequence[str],
+    l1: float,
+    absolute: bool,
+    templates: Sequence[str],
+) -> None:
+    """Raises `CallError` for options that make no sense together."""
+    if path is None and exclude:
+        raise CallError("--exclude needs a PATH, a folder of pictures")
+    if path is None and labels:
+        raise CallError("--labels needs a PATH, a folder of pictures")
+    if path is not None and bundled:
+        raise CallError("index a PATH or the --bundled embeddings, not both")
+    if not 0 < l1 < (float("inf") if absolute else 1):
+        raise CallError(f"--l1 {l1}: it must be above 0" + ("" if absolute else " and below 1, or give --absolute"))
+    for template in templates:
+        if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+            raise CallError(f"--template {template!r}: it must hold the concept's place, {{}}, once")
 
 
 @click.command(cls=Command)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from search.query import Query
 
 Mode = Literal["sparse", "dense"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -34,8 +36,10 @@ class Hit:
     """One picture that was found.
 
     rank: from 1; id: the picture's in the index; path: where its file was; label: None where it has none.
-    concepts: those of its code, the largest contribution first. In sparse mode the contributions add up to the score.
-    In dense mode they add up to the part of the score that lies in the concepts.
+    concepts: those of its code, the largest contribution first; rest: the part of the score that lies outside all
+    concepts, 0 in sparse mode. The contributions and the rest add up to the score.
+    chance: how often an unrelated text finds a picture of this score, None where that was not asked; matches: whether
+    that is rare enough. others: pictures that this one stands for, where hits are grouped.
     """
 
     rank: int
@@ -44,10 +48,35 @@ class Hit:
     path: str
     label: str | None
     concepts: list[ConceptWeight]
+    rest: float = 0.0
+    chance: float | None = None
+    matches: bool = True
+    others: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         """The hit as JSON holds it."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query finds.
+
+    hits: best first. mode: which index answered. cut_off: the score from which on a hit counts as one: below it an
+    unrelated text would find as good a one too often; None where scores are not compared. left_out: how many of the k
+    best lie below it and are not among the hits. notes: what else is to be said.
+    """
+
+    query: Query
+    mode: str
+    hits: list[Hit]
+    cut_off: float | None = None
+    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """The answer as JSON holds it."""
+        return asdict(self) | {"query": self.query.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -72,7 +101,8 @@ class Explanation:
     """Why a picture x with the code w has its scores for a text t.
 
     dense_score: x·t; sparse_score: (w D)·t, the sum of the contributions; cosine: of x and w D, how much of the
-    embedding the concepts hold.
+    embedding the concepts hold. rank: among all pictures by x·t, from 1; ranks_without: for each concept the rank that
+    it would have without what that adds. They are told for a text that was asked for.
     """
 
     target: str
@@ -82,9 +112,33 @@ class Explanation:
     sparse_score: float
     cosine: float
     concepts: list[ConceptWeight]
+    rank: int | None = None
+    ranks_without: list[tuple[str, int]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         """The explanation as JSON holds it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EditState:
+    """What follows from a code: every class with its score, the highest first; the pictures nearest to it; and for a
+    text the rank among all pictures, from 1, else None."""
+
+    scores: list[tuple[str, float]]
+    neighbours: list[Hit]
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a picture's code means before and after a change by hand."""
+
+    before: EditState
+    after: EditState
+
+    def to_dict(self) -> dict[str, object]:
+        """The change as JSON holds it."""
         return asdict(self)
 
 

@@ -5,7 +5,7 @@ Here texts, picture files and names become vectors and ids. `search.engine` answ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ import numpy as np
 
 from indexer.store import Classes
 from indexer.store.naming import existing_file
-from search.answers import Classification, Code, Explanation, Hit, Mode, contributions
+from search.answers import Answer, Classification, Code, Edit, Explanation, Hit, Mode, contributions
+from search.editing import dense_scores, edit_code, edited, flips, rank_of
 from search.engine import Engine, check_k, check_mode
 from search.lookup import Picture, as_target, clean_text, find_concept, picture_id, unknown_concept
 from training.errors import CallError, SparsightError
@@ -23,6 +24,7 @@ from training.files import full_path
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
     from indexer.update import Added
+    from search.query import Query, Term
     from training.encoders import Encoder, TextEncoder
 
 
@@ -117,6 +119,28 @@ class Index:
             return self._engine.search(self._query_of(picture, mode), k, mode)
         return self._engine.search(self.embed_text(str(text)), k, mode)
 
+    def answer(self, query: Query, vectors: Mapping[Term, np.ndarray] | None = None) -> Answer:
+        """The answer to a query: hits with the parts of their scores. vectors: of terms, where they are known already.
+
+        Raises `CallError` for a query that makes no sense here, as one that names an unknown concept.
+        """
+        from search.answering import answer_query
+        from search.chance import index_chance
+        from search.filters import allowed_pictures
+
+        known = vectors or {}
+
+        def vector_of(term: Term) -> np.ndarray:
+            if term in known:
+                return known[term]
+            if term.kind == "text":
+                return self.embed_text(term.value)
+            return self._query_of(term.value, "sparse" if query.resolved_mode == "sparse" else "dense")
+
+        allowed = allowed_pictures(self.store, query, self.concept_id)
+        chance = lambda: index_chance(self._engine, self.text_encoder.encode_texts)  # noqa: E731
+        return answer_query(self._engine, query, vector_of, self.concept_id, allowed, chance)
+
     def search_vector(self, t: np.ndarray, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
         """The pictures that fit a unit vector t (d,) in the encoder's space; at most k, best first."""
         return self._engine.search(t, k, mode)
@@ -150,6 +174,14 @@ class Index:
         code = self._code(x, image_id)
         shown, t = (text, self.embed_text(text)) if text is not None else self._best_class(x)
         r = self._engine.decode(code)
+        parts = contributions(code, self.D @ t, self._engine.names)
+        rank, ranks_without = None, []
+        if text is not None:
+            others = dense_scores(self._engine, t)
+            if image_id is not None:
+                others = np.delete(others, int(np.searchsorted(self.store.image_ids, image_id)))
+            rank = rank_of(float(x @ t), others)
+            ranks_without = [(part.name, rank_of(float(x @ t) - part.contribution, others)) for part in parts]
         row = None if image_id is None else self.store.images([image_id])[0]
         return Explanation(
             target=row.path if row else str(picture),
@@ -158,8 +190,38 @@ class Index:
             dense_score=float(x @ t),
             sparse_score=float(r @ t),
             cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)),
-            concepts=contributions(code, self.D @ t, self._engine.names),
+            concepts=parts,
+            rank=rank,
+            ranks_without=ranks_without,
         )
+
+    def edit(
+        self,
+        picture: Picture,
+        *,
+        without: Sequence[str] = (),
+        with_: Mapping[str, float] | None = None,
+        text: str | None = None,
+    ) -> Edit:
+        """What a picture would be without some concepts, or with others: its classes, neighbours, and rank for a text.
+
+        with_: weights by name, as `{"red": 0.3}`; a weight of 0 takes a concept out. Raises `CallError` for a weight
+        that is none, or an unknown concept.
+        """
+        changes = {self.concept_id(name): weight for name, weight in (with_ or {}).items()}
+        if wrong := [w for w in changes.values() if not 0 <= w <= 1e6]:
+            raise CallError(f"a concept's weight is {wrong[0]}: it must be 0 or above")
+        x, image_id = self.embed_picture(picture)
+        code = self._code(x, image_id)
+        changed = edit_code(code, [self.concept_id(name) for name in without], changes)
+        t = None if text is None else self.embed_text(text)
+        return edited(self._engine, code, changed, t, image_id)
+
+    def flips(self, label: str) -> list[tuple[str, int]]:
+        """The concepts that a class hangs on: without them so many of its pictures would be given another class."""
+        if label not in self.store.classes().names:
+            raise CallError(f"no class {label!r}; there are {', '.join(self.store.classes().names)}")
+        return flips(self._engine, label)
 
     def concepts(self) -> list[Concept]:
         """Every concept, in the order of the rows of D, with the number of pictures that it helps to make up."""

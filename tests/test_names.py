@@ -111,7 +111,13 @@ def test_a_long_line_is_cut_by_its_columns(monkeypatch):
 
 def test_an_unknown_concept_suggests_what_is_near_in_meaning(bundled_index):
     with Index(bundled_index) as index:
-        for word, near in {"poodle": "dog", "kitten": "cat", "foal": "horse", "sloop": "ship", "thrush": "bird"}.items():
+        for word, near in {
+            "poodle": "dog",
+            "kitten": "cat",
+            "foal": "horse",
+            "sloop": "ship",
+            "thrush": "bird",
+        }.items():
             with pytest.raises(CallError) as e:
                 index.concept_id(word)
             suggested = str(e.value).split("near ones: ")[1].split(", ")

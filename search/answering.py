@@ -1,0 +1,305 @@
+r"""Answers to a `search.query.Query`: which pictures, with which scores, and what each score is made of.
+
+The rule (docs/search.md tells it for people):
+
+- Texts and pictures are unit vectors. Those of a weight above 0 make the direction that is wanted,
+  p = Σ a v / ‖Σ a v‖. Of one below 0 only that counts against a picture which it does not share with p:
+  u = v − max(0, v·p) p. The score is x·p − Σ |a| max(0, x·u). Whatever is asked for less than nothing, as "truck" less
+  "fire engine" would be by a plain sum, so stays what was asked for. Where nothing is wanted, p is the sum itself.
+- In dense and hybrid mode x is the embedding, and a concept is its atom. In sparse mode x is w D, and a concept counts
+  by the picture's own weight of it.
+- A score's parts: w_j (D q)_j for each concept of the picture, q = p − Σ |a| u over the u that count, and what lies
+  outside all concepts, (x − w D)·q.
+- Hybrid: candidates from the sparse index, scored by their embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from search.answers import Answer, Code, Hit, contributions
+from search.chance import LEVEL, Chance
+from search.engine import Engine
+from search.grouping import diversified, grouped
+from search.query import Query, Term
+from search.ranking import top_k
+from training.errors import CallError
+
+if TYPE_CHECKING:
+    from search.inverted import Inverted
+
+CANDIDATES = 200  # that hybrid mode scores at the least
+MANY = 10  # times k: candidates of hybrid mode, and of groups and diversity
+FUSION = 60  # of reciprocal rank fusion (Cormack, Clarke & Büttcher 2009)
+BLOCK = 1 << 15  # rows of X that are scored at a time
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A query as the indexes are asked.
+
+    p (d,): the direction that is wanted; s (m,): what each concept is worth. against: for each thing that counts
+    against a picture its weight, u (d,), and D u (m,). only_concepts: a picture must hold some of what s names.
+    """
+
+    p: np.ndarray
+    s: np.ndarray
+    against: Sequence[tuple[float, np.ndarray, np.ndarray]] = ()
+    only_concepts: bool = False
+
+
+@dataclass
+class Ranked:
+    """ids (k,), best first, their scores, and the scores of what is wanted alone (k,)."""
+
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    plain: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def take(self, places: Sequence[int] | np.ndarray) -> Ranked:
+        at = np.asarray(places, np.int64)
+        return Ranked(self.ids[at], self.scores[at], self.plain[at])
+
+
+def answer_query(
+    engine: Engine,
+    query: Query,
+    vector_of: Callable[[Term], np.ndarray],
+    concept_id: Callable[[str], int],
+    allowed: np.ndarray | None,
+    chance: Callable[[], Chance],
+) -> Answer:
+    """The hits of a query. vector_of: a text's or a picture's unit vector (d,); allowed (next_id,): which ids may be
+    hits, None for all; chance: the scores of unrelated texts, asked for where they count."""
+    mode = query.resolved_mode
+    wanted = make_wanted(engine, query, vector_of, concept_id, sparse=mode == "sparse")
+    few = query.k if not (query.diverse or query.group_by) else MANY * query.k
+    ranked = _ranked(engine, wanted, query, few, allowed)
+    others: dict[int, list[int]] = {}
+    while query.group_by:
+        places, others = grouped(engine.store, ranked.ids.tolist(), query.group_by, query.k)
+        if len(places) == query.k or len(ranked.ids) < few:
+            ranked = ranked.take(places)
+            break
+        few *= 4
+        ranked = _ranked(engine, wanted, query, few, allowed)
+    if query.diverse:
+        X = engine.store.embeddings_of(ranked.ids.tolist())
+        ranked = ranked.take(diversified(X, ranked.scores, query.diverse, query.k))
+    ranked = ranked.take(np.arange(min(query.k, len(ranked.ids))))
+    judge = chance() if judged(query) and len(ranked.ids) else None
+    hits = _hits(engine, ranked, wanted, mode, judge, others)
+    shown = hits if query.all else [hit for hit in hits if hit.matches]
+    return Answer(
+        query=query,
+        mode=mode,
+        hits=shown,
+        cut_off=judge.cut_off(mode) if judge else None,
+        left_out=len(hits) - len(shown),
+    )
+
+
+def judged(query: Query) -> bool:
+    """Whether scores can be compared with those of unrelated texts: where texts alone are wanted."""
+    kinds = {term.kind for term in query.terms if term.weight > 0}
+    return kinds == {"text"}
+
+
+def make_wanted(
+    engine: Engine,
+    query: Query,
+    vector_of: Callable[[Term], np.ndarray],
+    concept_id: Callable[[str], int],
+    *,
+    sparse: bool,
+) -> Wanted:
+    """The query's vectors. Raises `CallError` where the things that are wanted cancel out."""
+    D, s = engine.D, np.zeros(len(engine.D))
+    plus = np.zeros(D.shape[1])
+    minus: list[tuple[float, np.ndarray]] = []
+    for term in query.terms:
+        if term.kind == "concept" and sparse:
+            s[concept_id(term.value)] += term.weight
+            continue
+        v = D[concept_id(term.value)] if term.kind == "concept" else vector_of(term)
+        if term.weight > 0:
+            plus += term.weight * v
+        else:
+            minus.append((-term.weight, np.asarray(v, np.float64)))
+    only_concepts = bool((s > 0).any())
+    if not plus.any() and not (s > 0).any():
+        for weight, v in minus:
+            plus -= weight * v
+        minus = []
+    size = float(np.linalg.norm(plus))
+    if any(term.kind != "concept" or not sparse for term in query.terms) and not minus and size < 1e-6:
+        raise CallError("what is asked for cancels out: leave something out, or change a weight")
+    p = plus / size if size >= 1e-6 else plus
+    against = []
+    for weight, v in minus:
+        u = v - max(0.0, float(v @ p)) * p
+        if np.linalg.norm(u) < 1e-4:
+            raise CallError("the same thing is asked for and counted against: leave one of them out")
+        against.append((weight, u, D @ u))
+    return Wanted(p, s + D @ p, against, only_concepts and not p.any())
+
+
+def _ranked(engine: Engine, wanted: Wanted, query: Query, k: int, allowed: np.ndarray | None) -> Ranked:
+    k = min(k, len(engine.store) if allowed is None else int(allowed.sum()))
+    if not k:
+        return Ranked()
+    if not query.terms:
+        ids = engine.store.image_ids if allowed is None else np.flatnonzero(allowed)
+        return Ranked(ids[:k], np.zeros(k), np.zeros(k))
+    mode = query.resolved_mode
+    if mode == "sparse":
+        found = _penalised(lambda size: _sparse(engine, wanted, size, allowed), _held(engine, wanted), k)
+        keep = np.flatnonzero(found.scores > 0) if wanted.only_concepts else np.arange(len(found.ids))
+        return found.take(keep)
+    exact = _embedded(engine, wanted)
+    if mode == "dense":
+        return _penalised(lambda size: _dense(engine, wanted.p, size, allowed), exact if wanted.against else None, k)
+    size = max(CANDIDATES, MANY * k)
+    candidates = _penalised(lambda n: _sparse(engine, wanted, n, allowed), _held(engine, wanted), size)
+    plain, scores = exact(candidates.ids)
+    if not query.fuse:
+        best = top_k(scores, k, candidates.ids)
+        return Ranked(candidates.ids[best], scores[best], plain[best])
+    dense = _penalised(lambda n: _dense(engine, wanted.p, n, allowed), exact, size)
+    fused: dict[int, float] = {}
+    for ids in (candidates.ids, dense.ids):
+        for rank, i in enumerate(ids.tolist(), 1):
+            fused[i] = fused.get(i, 0.0) + 1 / (FUSION + rank)
+    every = np.array(list(fused))
+    ids = every[top_k(np.array(list(fused.values())), k, every)]
+    plain, scores = exact(ids)
+    return Ranked(ids, scores, plain)
+
+
+Scores = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # ids (k,) → what is wanted alone, and the score (k,)
+
+
+def _penalised(search: Callable[[int], tuple[np.ndarray, np.ndarray]], exact: Scores | None, k: int) -> Ranked:
+    """The k best by score, from a search by what is wanted alone, which is never below the score.
+
+    More is searched for until none that was not found can be better than the last of the best. exact: None where both
+    are the same.
+    """
+    size = k
+    while True:
+        ids, plain = search(size)
+        if exact is None or not len(ids):
+            return Ranked(ids, plain, plain)
+        _, scores = exact(ids)
+        best = top_k(scores, k, ids)
+        if len(ids) < size or scores[best[-1]] >= plain[-1]:
+            return Ranked(ids[best], scores[best], plain[best])
+        size *= 4
+
+
+def _held(engine: Engine, wanted: Wanted) -> Scores | None:
+    """Scores by the codes; None where nothing counts against a picture."""
+    if not wanted.against:
+        return None
+
+    def score(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        codes = [Code(*code) for code in engine.store.codes_of(ids.tolist())]
+        plain = np.array([float(c.weights @ wanted.s[c.ids]) for c in codes])
+        loss = [sum(a * max(0.0, float(c.weights @ Du[c.ids])) for a, _, Du in wanted.against) for c in codes]
+        return plain, plain - np.array(loss)
+
+    return score
+
+
+def _embedded(engine: Engine, wanted: Wanted) -> Scores:
+    """Scores by the embeddings."""
+
+    def score(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        X = engine.store.embeddings_of(ids.tolist()).astype(np.float64)
+        plain = X @ wanted.p
+        return plain, plain - sum((a * np.maximum(0, X @ u) for a, u, _ in wanted.against), np.zeros(len(X)))
+
+    return score
+
+
+def _sparse(engine: Engine, wanted: Wanted, size: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The best `size` pictures of the inverted index by s, of those that are allowed."""
+    inverted = _inverted(engine, wanted)
+    n = len(engine.store)
+    share = 1.0 if allowed is None else max(int(allowed.sum()), 1) / n
+    asked = min(n, int(size / share * 1.2) + 8 if share < 1 else size)
+    with engine.store.damage():
+        while True:
+            found = inverted.search(wanted.s, asked)
+            held = np.arange(len(found.ids)) if allowed is None else np.flatnonzero(allowed[found.ids])
+            if len(held) >= size or asked >= n:
+                return found.ids[held[:size]], found.scores[held[:size]]
+            asked = min(n, 8 * asked)
+
+
+def _inverted(engine: Engine, wanted: Wanted) -> Inverted:
+    """The whole sparse index, or the postings alone of the concepts that a query names."""
+    from search.inverted import Inverted
+
+    if not wanted.p.any() and "inverted" not in engine.__dict__:
+        named = np.flatnonzero(wanted.s).tolist()
+        return Inverted(engine.store.postings(named), ids=engine.store.image_ids)
+    return engine.inverted
+
+
+def _dense(engine: Engine, p: np.ndarray, size: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The best `size` pictures by x·p. Of some pictures alone each is scored, whatever the dense index is."""
+    store = engine.store
+    if allowed is None:
+        with store.vectors_trusted():
+            scores, ids = engine.dense.search(p[None].astype(np.float32), min(size, len(store)))
+        held = ids[0] >= 0
+        return ids[0][held], scores[0][held].astype(np.float64)
+    places = np.flatnonzero(allowed[store.image_ids])
+    blocks = [places[i : i + BLOCK] for i in range(0, len(places), BLOCK)]
+    scores = np.concatenate([store.embeddings(block) @ p.astype(np.float32) for block in blocks])
+    ids = store.image_ids[places]
+    best = top_k(scores, size, ids)
+    return ids[best], scores[best].astype(np.float64)
+
+
+def _hits(
+    engine: Engine, ranked: Ranked, wanted: Wanted, mode: str, judge: Chance | None, others: dict[int, list[int]]
+) -> list[Hit]:
+    """Hits with their parts, in the order given."""
+    ids = ranked.ids.tolist()
+    codes = [Code(*code) for code in engine.store.codes_of(ids)]
+    X = None if mode == "sparse" else engine.store.embeddings_of(ids).astype(np.float64)
+    hits = []
+    for at, (row, code) in enumerate(zip(engine.store.images(ids), codes, strict=True)):
+        q = wanted.s.copy()
+        for a, u, Du in wanted.against:
+            held = code.weights @ Du[code.ids] if X is None else X[at] @ u
+            q -= a * Du * (held > 0)
+        parts = contributions(code, q, engine.names)
+        total = sum(part.contribution for part in parts)
+        score = total if X is None else float(ranked.scores[at])
+        chance = (
+            judge.of(float(ranked.plain[at] if X is not None else code.weights @ wanted.s[code.ids]), mode)
+            if judge
+            else None
+        )
+        hits.append(
+            Hit(
+                rank=at + 1,
+                id=row.image_id,
+                score=score,
+                path=row.path,
+                label=row.label,
+                concepts=parts,
+                rest=0.0 if X is None else score - total,
+                chance=chance,
+                matches=chance is None or chance <= LEVEL,
+                others=others.get(row.image_id, []),
+            )
+        )
+    return hits

@@ -1,0 +1,152 @@
+"""How often an unrelated text would find a picture of an index with so high a score.
+
+A score says little by itself: what is high for one encoder is low for another. So texts that mean nothing here are
+asked of the index: made-up words, and words for what no picture shows. Their best scores are the distribution that a
+query's scores are compared with: for a score s, chance = (1 + texts whose best score is ≥ s) / (1 + texts), the
+p-value of a permutation test (Phipson & Smyth 2010). It holds for any encoder and any index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.files import write_whole
+
+if TYPE_CHECKING:
+    from search.engine import Engine
+
+LEVEL = 0.05  # hits of a higher chance do not match
+FILE = "chance.json"
+MADE_UP = 200  # words of syllables
+GROWN = 1.2  # an index that has grown or shrunk by more is measured again
+# None of them is among the words that the report judges by.
+ABSTRACT = """
+allegory amendment annuity antithesis arbitration assumption audit axiom bankruptcy bureaucracy calculus
+causality clause coefficient commission compliance concept consensus copyright covenant credit criterion
+curriculum deadline deduction deficit derivative dialect dilemma diplomacy discount doctrine dogma efficiency
+embargo epilogue equation equity ethics etymology exemption expertise exponent fallacy feasibility fiscal
+forecast fraction franchise geometry governance guarantee harmony heuristic hypothesis idiom ideology
+incentive income index inference insolvency integral interest irony jargon jurisdiction knowledge lease
+legislation liability likelihood logarithm logic loyalty mandate matrix mean metaphor methodology modality
+monopoly morality mortgage narrative negation negotiation notation novelty nuance obligation oligarchy optimum
+ordinance orthography oversight paradox parameter patent patience payroll pension percentage phonetics
+plagiarism pledge policy polynomial precedent predicate premium prerequisite privacy probability procedure
+productivity pronoun proportion proposal proverb quantifier quarterly query quorum ratio rationale recession
+reciprocity redundancy referendum reform regression regulation reliability relevance rhetoric royalty rumour
+sanction satire schedule semantics sentiment simile solvency sovereignty statistics statute strategy subsidy
+summary surplus syllogism synonym syntax tariff tautology taxation tenure theory threshold tolerance
+transaction treaty trust turnover typology utility validity variance verb verdict veto virtue warranty wisdom
+"""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """The best scores of unrelated texts: dense, sparse (t,), ascending."""
+
+    dense: np.ndarray
+    sparse: np.ndarray
+
+    def of(self, score: float, mode: str) -> float:
+        """How often an unrelated text finds a picture of this score; between 0 and 1."""
+        best = self.sparse if mode == "sparse" else self.dense
+        return float((1 + len(best) - np.searchsorted(best, score, "left")) / (1 + len(best)))
+
+    def cut_off(self, mode: str, level: float = LEVEL) -> float:
+        """The score from which `of` is at most `level`; above 1 where so few texts cannot tell."""
+        best = self.sparse if mode == "sparse" else self.dense
+        most = int(level * (1 + len(best))) - 1  # texts that may lie at or above it
+        return float("inf") if most < 0 else float(np.nextafter(best[len(best) - 1 - most], np.inf))
+
+
+def unrelated_texts() -> list[str]:
+    """Words that mean nothing in pictures, always the same."""
+    draw = random.Random(20)
+    starts = [
+        "b",
+        "d",
+        "f",
+        "g",
+        "k",
+        "l",
+        "m",
+        "n",
+        "p",
+        "qu",
+        "r",
+        "s",
+        "t",
+        "v",
+        "w",
+        "z",
+        "bl",
+        "dr",
+        "kr",
+        "pl",
+        "tr",
+    ]
+    middles, ends = "aeiou", "bgklmnprtx"
+    made_up: set[str] = set()
+    while len(made_up) < MADE_UP:
+        made_up.add(
+            "".join(draw.choice(starts) + draw.choice(middles) for _ in range(draw.choice((2, 2, 3))))
+            + draw.choice(ends)
+        )
+    return [*sorted(made_up), *ABSTRACT.split()]
+
+
+def measure_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
+    """Asks every unrelated text of both indexes. embed: texts → unit rows (t, d)."""
+    T = embed(unrelated_texts())
+    with engine.store.vectors_trusted():
+        dense = engine.dense.search(T.astype(np.float32), 1)[0][:, 0]
+    with engine.store.damage():
+        sparse = [engine.inverted.search(s, 1).scores[0] for s in T @ engine.D.T]
+    return Chance(np.sort(dense.astype(np.float64)), np.sort(np.array(sparse)))
+
+
+def index_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
+    """The distribution of an index: that of the file beside it, else measured now, and kept where it can be."""
+    if (kept := _kept(engine)) is not None:
+        return kept
+    chance = measure_chance(engine, embed)
+    held = {
+        "key": _key(engine),
+        "n": len(engine.store),
+        "dense": chance.dense.tolist(),
+        "sparse": chance.sparse.tolist(),
+    }
+    with suppress(OSError):  # then it is measured anew next time, and the answers are the same
+        body = json.dumps(held)
+        write_whole(engine.store.folder / FILE, f"{body}\n{_sum(body)}\n".encode())
+    return chance
+
+
+def _kept(engine: Engine) -> Chance | None:
+    path = engine.store.folder / FILE
+    try:
+        body, checksum = path.read_text().splitlines() if path.is_file() else ("", "")
+        held = json.loads(body) if checksum == _sum(body) else {}
+    except (OSError, ValueError):
+        return None
+    if held.get("key") != _key(engine) or not 1 / GROWN <= len(engine.store) / held["n"] <= GROWN:
+        return None
+    return Chance(np.array(held["dense"]), np.array(held["sparse"]))
+
+
+def _key(engine: Engine) -> str:
+    """What the scores of a text depend on, the pictures apart."""
+    meta = engine.store.meta
+    words = hashlib.sha256("\0".join(unrelated_texts()).encode()).hexdigest()[:16]
+    return f"{meta.encoder_fingerprint} {meta.dictionary_fingerprint} {meta.dense_factory} {words}"
+
+
+def _sum(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()

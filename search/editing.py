@@ -1,0 +1,87 @@
+"""What a picture would be with other concepts, and what a class hangs on: exact changes of codes.
+
+A code is changed by hand, w → w′, and everything that follows from codes is computed anew: classes from (w′ D)·T,
+neighbours from the sparse index by w′ D, the rank for a text from (w′ D)·t among all pictures' (w D)·t. It is the
+intervention of SpLiCE (Bhalla et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from search.answers import Code, Edit, EditState
+from search.engine import Engine
+
+NEIGHBOURS = 8
+
+
+def edit_code(code: Code, without: Sequence[int], with_: Mapping[int, float]) -> Code:
+    """A code without some concepts, and with others at these weights; a weight of 0 takes a concept out."""
+    weights = dict(zip(code.ids.tolist(), code.weights.tolist(), strict=True))
+    weights = {j: w for j, w in (weights | dict(with_)).items() if j not in set(without) and w > 0}
+    ids = np.array(sorted(weights), np.int64)
+    return Code(ids, np.array([weights[j] for j in ids.tolist()], np.float32))
+
+
+def edited(engine: Engine, code: Code, changed: Code, t: np.ndarray | None, image_id: int | None) -> Edit:
+    """What two codes of a picture mean. t (d,): a text's vector, for ranks; image_id: the picture, which is no
+    neighbour of its own."""
+    totals = None if t is None else sparse_scores(engine, t)
+    if totals is not None and image_id is not None:
+        totals = np.delete(totals, int(np.searchsorted(engine.store.image_ids, image_id)))
+    return Edit(_state(engine, code, t, totals, image_id), _state(engine, changed, t, totals, image_id))
+
+
+def sparse_scores(engine: Engine, t: np.ndarray) -> np.ndarray:
+    """(n,) the score (w D)·t of every picture, in the order of their ids."""
+    with engine.store.damage():
+        found = engine.inverted.search(engine.D @ t, len(engine.store))
+    return found.scores[np.argsort(found.ids)]
+
+
+def dense_scores(engine: Engine, t: np.ndarray, block: int = 1 << 15) -> np.ndarray:
+    """(n,) the score x·t of every picture, in the order of their ids."""
+    places = np.arange(len(engine.store))
+    blocks = [places[i : i + block] for i in range(0, len(places), block)]
+    return np.concatenate([engine.store.embeddings(block) @ t.astype(np.float32) for block in blocks])
+
+
+def rank_of(score: float, others: np.ndarray) -> int:
+    """The rank, from 1, of a score among those of the other pictures (n − 1,)."""
+    return 1 + int((others > score).sum())
+
+
+def flips(engine: Engine, label: str) -> list[tuple[str, int]]:
+    """For a class of the index: the concepts whose removal changes the class that its pictures are given, and of how
+    many pictures; the most first."""
+    store = engine.store
+    classes, rows = store.classes(), store.images()
+    mine = np.array([row.label == label for row in rows], bool)
+    W = store.codes()[mine]
+    of_class = engine.D @ classes.T.T  # (m, c): what a concept is worth to each class
+    S = W @ of_class
+    before = S.argmax(1)
+    counts = np.zeros(len(engine.D), np.int64)
+    for i, (start, end) in enumerate(zip(W.indptr[:-1], W.indptr[1:], strict=True)):
+        ids, weights = W.indices[start:end], W.data[start:end]
+        counts[ids] += (S[i] - weights[:, None] * of_class[ids]).argmax(1) != before[i]
+    order = np.lexsort((np.arange(len(counts)), -counts))
+    return [(engine.names[j], int(counts[j])) for j in order if counts[j]]
+
+
+def _state(
+    engine: Engine, code: Code, t: np.ndarray | None, totals: np.ndarray | None, image_id: int | None
+) -> EditState:
+    r = engine.decode(code) if len(code.ids) else np.zeros(engine.store.d, np.float32)
+    classes = engine.store.classes()
+    scores = classes.T @ r if classes.names else np.zeros(0)
+    order = np.argsort(-scores, kind="stable")
+    size = float(np.linalg.norm(r))
+    near = engine.search(r / size, NEIGHBOURS + 1, "sparse") if size else []
+    return EditState(
+        scores=[(classes.names[i], float(scores[i])) for i in order],
+        neighbours=[hit for hit in near if hit.id != image_id][:NEIGHBOURS],
+        rank=None if t is None or totals is None else rank_of(float(r @ t), totals),
+    )

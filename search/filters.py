@@ -1,0 +1,84 @@
+"""The filters of a query: which pictures of an index may be hits at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from search.query import Query
+from training.errors import CallError
+
+if TYPE_CHECKING:
+    from indexer.store import Store
+
+SHOWN = 12  # values that an error lists
+
+
+def allowed_pictures(store: Store, query: Query, concept_id: Callable[[str], int]) -> np.ndarray | None:
+    """(next_id,) bool: for each id, whether every filter of a query holds; None for a query without filters.
+
+    concept_id: name → row of D. Raises `CallError` for a concept, a label or a split that the index does not have, and
+    for a condition that DuckDB refuses.
+    """
+    if not query.filters():
+        return None
+    allowed = np.zeros(store.meta.next_id, bool)
+    allowed[_matching(store, query)] = True
+    if query.where:
+        of_condition = np.zeros(len(allowed), bool)
+        of_condition[_where(store, query.where)] = True
+        allowed &= of_condition
+    for names, wanted in ((query.require, True), (query.forbid, False)):
+        for name in names:
+            holds = np.zeros(len(allowed), bool)
+            holds[_holding(store, concept_id(name))] = True
+            allowed &= holds if wanted else ~holds
+    return allowed
+
+
+def _matching(store: Store, query: Query) -> np.ndarray:
+    """The ids that the labels, the splits and the path choose."""
+    conditions: list[str] = []
+    bound: list[object] = []
+    for column, values in (("label", query.labels), ("split", query.splits)):
+        if values:
+            conditions.append(f"lower({column}) IN (SELECT lower(unnest(?::VARCHAR[])))")
+            bound.append(list(_known(store, column, values)))
+    if query.path:
+        conditions.append("path GLOB ?")
+        bound.append(query.path.replace("\\", "\\\\").replace("[", "\\["))  # only * and ? are patterns here
+    if not conditions:
+        return store.image_ids
+    return store.columns(f"SELECT image_id FROM images WHERE {' AND '.join(conditions)}", bound)["image_id"]
+
+
+def _known(store: Store, column: str, values: Sequence[str]) -> Sequence[str]:
+    known = [
+        row[0] for row in store.rows(f"SELECT DISTINCT {column} FROM images WHERE {column} IS NOT NULL ORDER BY 1")
+    ]
+    folded = {value.casefold() for value in known}
+    if unknown := [value for value in values if value.casefold() not in folded]:
+        listed = ", ".join(known[:SHOWN]) + (", …" if len(known) > SHOWN else "")
+        raise CallError(
+            f"no picture has the {column} {unknown[0]!r}; " + (f"there are {listed}" if known else "none has any")
+        )
+    return values
+
+
+def _where(store: Store, condition: str) -> np.ndarray:
+    """The ids that an SQL condition on `images` chooses, on a connection that can reach nothing but the index."""
+    from indexer.exchange.sql import Query as SqlQuery
+
+    sql = f"SELECT image_id FROM (SELECT image_id, (\n{condition}\n) AS held FROM images) WHERE held"
+    with SqlQuery(store.folder, sql) as found:
+        ids = np.array([int(row[0] or 0) for row in found.texts()], np.int64)
+    return ids[np.isin(ids, store.image_ids)]  # another generation may have been written since
+
+
+def _holding(store: Store, concept: int) -> np.ndarray:
+    """The ids of the pictures whose code holds a concept."""
+    postings = store.packed if "packed" in store.__dict__ else store.postings([concept])
+    with store.damage():
+        return postings.lists(np.flatnonzero(postings.concept == concept))[1]

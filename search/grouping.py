@@ -1,0 +1,82 @@
+"""Hits that are unlike each other: by maximal marginal relevance, one of a label, or one of near-duplicates."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from indexer.store import Store
+
+NEAR = 0.95  # cosine from which two pictures may be near-duplicates
+ALIKE = 0.06  # root mean square difference of their grey thumbnails, of 1, up to which they are
+SMALL = 16  # pixels a side of these
+
+
+def diversified(X: np.ndarray, scores: np.ndarray, diverse: float, k: int) -> list[int]:
+    """Places of k rows, chosen one by one: each has the largest (1 − diverse) score − diverse · (its largest cosine
+    with those before it); maximal marginal relevance (Carbonell & Goldstein 1998). X (n, d) unit rows; scores (n,)."""
+    chosen: list[int] = []
+    closest = np.zeros(len(X))
+    left = np.ones(len(X), bool)
+    while len(chosen) < min(k, len(X)):
+        worth = np.where(left, (1 - diverse) * scores - diverse * closest, -np.inf)
+        best = int(worth.argmax())
+        chosen.append(best)
+        left[best] = False
+        closest = np.maximum(closest, X @ X[best]) if len(chosen) > 1 else X @ X[best]
+    return chosen
+
+
+def grouped(store: Store, ids: Sequence[int], by: str, k: int) -> tuple[list[int], dict[int, list[int]]]:
+    """Places of at most k of some pictures, one of each group, the first; and the ids of the others that it stands for.
+
+    by: `label`, pictures without one being groups of their own; or `near`, near-duplicates: of a cosine of NEAR at the
+    least, and, where both have thumbnails, of the same pixels but for little, mirrored ones among them.
+    """
+    places: list[int] = []
+    others: dict[int, list[int]] = {}
+    same = _same_label(store, ids) if by == "label" else _near(store, ids)
+    for at, i in enumerate(ids):
+        if (first := next((p for p in places if same(p, at)), None)) is not None:
+            others.setdefault(ids[first], []).append(i)
+        elif len(places) < k:
+            places.append(at)
+    return places, others
+
+
+def _same_label(store: Store, ids: Sequence[int]) -> Callable[[int, int], bool]:
+    labels = [row.label for row in store.images(ids)]
+    return lambda a, b: labels[a] is not None and labels[a] == labels[b]
+
+
+def _near(store: Store, ids: Sequence[int]) -> Callable[[int, int], bool]:
+    X = store.embeddings_of(ids)
+    greys = {i: _grey(jpeg) for i, jpeg in store.thumbnails(ids).items()}
+
+    def same(a: int, b: int) -> bool:
+        if X[a] @ X[b] < NEAR:
+            return False
+        first, second = greys.get(ids[a]), greys.get(ids[b])
+        if first is None or second is None:
+            return bool(X[a] @ X[b] > 1 - 1e-4)
+        return min(_difference(first, second), _difference(first, second[:, ::-1])) <= ALIKE
+
+    return same
+
+
+def _grey(jpeg: bytes) -> np.ndarray | None:
+    try:
+        picture = Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("L").resize((SMALL, SMALL))
+    except OSError:
+        return None
+    grey = np.asarray(picture, np.float64) / 255
+    return (grey - grey.mean()) / max(float(grey.std()), 0.05) / 4  # brightness and contrast apart
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.square(a - b).mean()))
