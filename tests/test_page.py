@@ -186,7 +186,7 @@ PAGES = {
     "start": "/",
     "search": "/?text=ship&text=-0.5*truck&all=1",
     "beside": "/?text=ship&all=1&beside=1",
-    "nothing": "/?text=ship&label=nothing",
+    "nothing": "/?text=ship&require=ship&forbid=ship",
     "picture": "/picture/3?for=ship",
     "changed": "/picture/3?for=ship&with=0.5*ship",
     "concepts": "/concepts",

@@ -256,13 +256,14 @@ def test_a_body_that_is_no_json_is_told(client):
     assert answer.json()["error"]
 
 
-def test_an_uploaded_picture_is_searched_by_as_a_file_would_be(client, small_index, pictures, tmp_path):
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_an_uploaded_picture_is_searched_by_as_a_file_would_be(client, small_index, pictures, tmp_path, mode):
     data = jpeg_of(pictures.pixels[7])
     (tmp_path / "picture.jpg").write_bytes(data)
     sent = client.post("/api/pictures", content=data).json()
-    found = client.get("/api/search", params={"picture": sent["value"], "mode": "dense", "all": True, "k": 5}).json()
+    found = client.get("/api/search", params={"picture": sent["value"], "mode": mode, "all": True, "k": 5}).json()
     with Index(small_index) as index:
-        wanted = index.search(picture=tmp_path / "picture.jpg", mode="dense", k=5)
+        wanted = index.search(picture=tmp_path / "picture.jpg", mode=mode, k=5)
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in wanted]
     assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
     assert client.get(sent["thumbnail"]).headers["content-type"] == "image/jpeg"

@@ -11,10 +11,9 @@ from fastapi import APIRouter, Path, Request
 from starlette.concurrency import run_in_threadpool
 
 from indexer.store.doctor import examine
-from search.answers import Hit
+from search.answers import Answer, EditState, Hit
 from search.index import Index
 from search.serve import models as m
-from search.serve.adapter import Answer, State, edit
 from search.serve.address import MOST_K, Address, Word
 from search.serve.asking import NEWEST, Here, NotHere, ask, check_here
 from search.serve.uploads import PREFIX
@@ -79,7 +78,9 @@ def explain(image_id: PictureId, here: Here, text: Word | None = None) -> m.Expl
     """What each concept adds to a picture's score for a text; without one, for its class."""
     with here.holder.index() as index:
         check_here(index, image_id)
-        return m.ExplanationModel(**index.explain(image_id, text).to_dict())  # type: ignore[arg-type]
+        found = index.explain(image_id, text)
+    ranks = [m.RankModel(name=name, rank=rank) for name, rank in found.ranks_without]
+    return m.ExplanationModel.model_validate(found.to_dict() | {"ranks_without": ranks})
 
 
 @router.get("/pictures/{image_id}/classify")
@@ -104,7 +105,7 @@ def edited(image_id: PictureId, change: m.EditModel, here: Here) -> m.EditedMode
     """What a picture would be taken for without some of its concepts, or with others."""
     with here.holder.index() as index:
         check_here(index, image_id)
-        found = edit(index, image_id, change.without, change.with_, change.text)
+        found = index.edit(image_id, without=change.without, with_=change.with_, text=change.text)
     return m.EditedModel(before=state_of(found.before), after=state_of(found.after))
 
 
@@ -177,7 +178,7 @@ def hits_of(hits: Iterable[Hit]) -> list[m.HitModel]:
     return [m.HitModel(**asdict(hit)) for hit in hits]
 
 
-def state_of(found: State) -> m.StateModel:
+def state_of(found: EditState) -> m.StateModel:
     return m.StateModel(scores=named(found.scores), neighbours=hits_of(found.neighbours), rank=found.rank)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Annotated
@@ -11,12 +13,12 @@ from typing import Annotated
 import numpy as np
 from fastapi import Depends, Request
 
+from search.answers import Answer
 from search.index import Index
 from search.query import Query, Term
-from search.serve.adapter import Answer, answer
 from search.serve.holder import Holder
 from search.serve.uploads import PREFIX, Uploads
-from training.errors import CallError, SparsightError
+from training.errors import CallError, CutTextWarning, SparsightError
 
 NEWEST = 2**31 - 1  # ids are 32-bit
 
@@ -46,8 +48,12 @@ Here = Annotated[Serving, Depends(_serving)]
 def ask(here: Serving, query: Query) -> Answer:
     """The answer to a query of the web. Raises `CallError` for a picture that is neither an id nor an upload."""
     check(query)
-    with here.holder.index() as index:
-        return answer(index, query, vectors_of(query, index, here))
+    with here.holder.index() as index, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", CutTextWarning)  # one thread at a time is here
+        found = index.answer(query, vectors_of(query, index, here))
+    cut = [str(warning.message) for warning in said if issubclass(warning.category, CutTextWarning)]
+    cut_off = found.cut_off if found.cut_off is not None and math.isfinite(found.cut_off) else None
+    return replace(found, cut_off=cut_off, notes=[*found.notes, *dict.fromkeys(cut)])
 
 
 def check(query: Query) -> None:

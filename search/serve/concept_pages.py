@@ -109,7 +109,7 @@ def concept(request: Request, name: Annotated[Name, Path()], here: Here) -> Resp
         together=[Facet(n, c, concept_href(n)) for n, c in together.most_common(12)],
         labels=[Facet(n, c, link("/", [("concept", found.name), ("label", n)])) for n, c in labels.most_common(12)],
         looked_at=len(hits),
-        cards=cards_of(hits[:SHOWN], Links(None), version, found.name),  # type: ignore[arg-type]
+        cards=cards_of(hits[:SHOWN], Links(None), version, found.name),
         search=link("/", [("concept", found.name)]),
         has_labels=has_labels,
     )

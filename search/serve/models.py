@@ -141,6 +141,13 @@ class ClassificationModel(BaseModel):
     concepts: list[ConceptWeightModel]
 
 
+class RankModel(BaseModel):
+    """The rank that a picture would have without what a concept adds."""
+
+    name: str
+    rank: int
+
+
 class ExplanationModel(BaseModel):
     target: str
     label: str | None
@@ -149,6 +156,8 @@ class ExplanationModel(BaseModel):
     sparse_score: float
     cosine: float
     concepts: list[ConceptWeightModel]
+    rank: int | None = Field(description="among all pictures by the dense score, where a text was given")
+    ranks_without: list[RankModel]
 
 
 class UploadModel(BaseModel):

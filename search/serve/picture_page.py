@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
-from search.serve.adapter import Edit, State, edit
+from search.answers import Edit, EditState
 from search.serve.address import Word, Words, term
 from search.serve.api import PictureId
 from search.serve.asking import Here, NotHere, check_here
@@ -39,7 +39,7 @@ def picture(
         has_thumbnail = bool(index.store.thumbnail_places([image_id]))
         explained = index.explain(image_id, text or None)
         if without or added:
-            change = edit(index, image_id, without, added, text or None)
+            change = index.edit(image_id, without=without, with_=added, text=text or None)
         around = [int(ids[i]) if 0 <= i < len(ids) else None for i in (place - 1, place + 1)]
     most = longest([explained.concepts])
     return render(
@@ -50,6 +50,7 @@ def picture(
         has_thumbnail=has_thumbnail,
         src=thumbnail_src(image_id, here.holder.version),
         text=text,
+        ranks=dict(explained.ranks_without),
         without=without,
         added=added,
         explained=explained,
@@ -65,7 +66,7 @@ def changed(change: Edit, version: str) -> dict[str, Any]:
     before = dict(change.before.scores)
     rows = [(bar, before.get(bar.name, 0.0)) for bar in score_bars(change.after.scores)]
 
-    def side(state: State) -> dict[str, Any]:
+    def side(state: EditState) -> dict[str, Any]:
         label = state.scores[0][0] if state.scores else None
         return {"label": label, "rank": state.rank, "cards": cards_of(state.neighbours, Links(None), version)}
 

@@ -10,9 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 from starlette.responses import RedirectResponse, Response
 
+from search.answers import Answer
 from search.index import Index
 from search.query import MOST_TERMS, Query, QueryMode
-from search.serve.adapter import Answer
 from search.serve.address import Address, Word, link, parameters, typed
 from search.serve.asking import Here, Serving, ask
 from search.serve.models import Weight

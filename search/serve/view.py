@@ -9,9 +9,8 @@ from pathlib import PurePath
 from typing import NamedTuple
 from urllib.parse import quote
 
-from search.answers import ConceptWeight
+from search.answers import ConceptWeight, Hit
 from search.query import Query, Term
-from search.serve.adapter import Hit
 from search.serve.address import LISTS, link, parameters
 from search.serve.uploads import PREFIX
 
