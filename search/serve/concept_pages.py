@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, NamedTuple
 
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from indexer.store import Concept
+from search.answers import Hit
 from search.index import Index
 from search.serve.address import Word, link
 from search.serve.api import concept_here, ordered
@@ -90,6 +92,12 @@ def row(index: Index, concept: Concept, version: str) -> Row:
     return Row(concept, concept_href(concept.name), [(h.id, thumbnail_src(h.id, version)) for h in hits])
 
 
+def by_weight(hit: Hit) -> Hit:
+    """The hit with the weights of its concepts in place of what they add: of a concept alone, the others add nothing."""
+    weighed = sorted(hit.concepts, key=lambda c: -c.weight)
+    return replace(hit, concepts=[replace(c, contribution=c.weight) for c in weighed])
+
+
 @router.get("/concept/{name:path}")
 def concept(request: Request, name: Annotated[Name, Path()], here: Here) -> Response:
     """One concept: its pictures, its neighbours in meaning, what it occurs with, and in which classes."""
@@ -109,7 +117,7 @@ def concept(request: Request, name: Annotated[Name, Path()], here: Here) -> Resp
         together=[Facet(n, c, concept_href(n)) for n, c in together.most_common(12)],
         labels=[Facet(n, c, link("/", [("concept", found.name), ("label", n)])) for n, c in labels.most_common(12)],
         looked_at=len(hits),
-        cards=cards_of(hits[:SHOWN], Links(None), version, found.name),
+        cards=cards_of([by_weight(hit) for hit in hits[:SHOWN]], Links(None), version, found.name),
         search=link("/", [("concept", found.name)]),
         has_labels=has_labels,
     )

@@ -17,8 +17,10 @@ from typing import NamedTuple
 
 from indexer.store import Store
 from search.index import Index
+from search.query import Query, Term
 from training.errors import SparsightError
 
+TEXT = Query((Term("text", "picture"),), k=1)
 PAUSE = 2.0  # seconds: importing torch takes so many of a processor that the first page would wait for it
 
 
