@@ -17,7 +17,8 @@ from indexer.encode import FilesRead, encode_files, encode_pixels
 from indexer.pictures import Excluded, find_pictures, folder_labels, formats, summarised
 from indexer.plan import plan_addition
 from indexer.store import Classes, Contents, Described, IndexMeta, Journal, Pictures, Skip, Store, write_store, writing
-from indexer.store.dense import FLAT, build_dense, dense_key, save_dense
+from indexer.store.approximate import refuse_description
+from indexer.store.dense import FLAT, open_dense
 from training.data.cifar10 import CLASSES
 from training.data.cifar10 import Pictures as Cifar10
 from training.encoders import Encoder, Means, SplitEmbeddings, centre, mean_of
@@ -49,8 +50,15 @@ class Built:
     skipped: Sequence[Skip] = ()
 
 
+def refuse_dense(config: IndexConfig, encoder: Encoder, n: int) -> None:
+    """Raises `CallError` for a dense index that cannot be built over n pictures, before any of them is encoded."""
+    if config.dense != FLAT:
+        refuse_description(config.dense, encoder.dim, n)
+
+
 def index_pictures(folder: Path, pictures: Cifar10, encoder: Encoder, config: IndexConfig) -> Built:
     """Encodes CIFAR-10's pictures and writes both indexes to `folder`."""
+    refuse_dense(config, encoder, len(pictures.pixels))
     hashes = [hashlib.sha256(p.tobytes()).hexdigest() for p in pictures.pixels]
     with writing(folder, "index"):
         journal = Journal(folder, encoder)
@@ -71,6 +79,7 @@ def index_pictures(folder: Path, pictures: Cifar10, encoder: Encoder, config: In
 def index_bundled(folder: Path, embeddings: SplitEmbeddings, encoder: Encoder, config: IndexConfig) -> Built:
     """Indexes the embeddings of CIFAR-10's test pictures that ship with the encoder."""
     n = len(embeddings.X)
+    refuse_dense(config, encoder, n)
     names = list(encoder.concepts)
     described = Described(
         paths=[f"cifar10/test/{i:05d}" for i in range(n)],
@@ -98,6 +107,7 @@ def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig
         raise SparsightError(f"no pictures in {path_text(root)}: none of its files is named as {names}{why}")
     if labels and not any(folder_labels(found, root)[1]):
         raise SparsightError(f"no class folders in {path_text(root)}: with --labels folders, pictures lie in one each")
+    refuse_dense(config, encoder, len(found))
     with writing(folder, "index"):
         journal = Journal(folder, encoder)
         read = encode_files(found, encoder, journal, config.batch_size)
@@ -155,7 +165,6 @@ def write_index(
     dictionary = merge_same(dictionary)
     with progress("code", len(X)) as step:
         codes = encode_sparse(X, dictionary.D, config.coder, device=encoder.device, progress=step)
-    dense = build_dense(X, X.shape[1], config.dense) if config.dense != FLAT and len(X) else None
     meta = index_meta(encoder, dictionary, source, config, templates)
     contents = Contents(
         meta=meta,
@@ -167,9 +176,9 @@ def write_index(
     )
     print("writing the index ...", file=sys.stderr)
     meta = write_store(folder, contents)
-    if dense is not None:
+    if config.dense != FLAT:
         with Store(folder) as store:
-            save_dense(folder, dense, dense_key(store, len(X)))
+            open_dense(store)  # builds it, and keeps it beside the database
     return Built(meta, skipped)
 
 
@@ -193,6 +202,7 @@ def index_meta(
         templates=templates,
         coder=config.coder,
         dense_factory=config.dense,
+        dense_recall=config.recall,
     )
 
 

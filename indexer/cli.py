@@ -70,6 +70,13 @@ exclude_option = click.option(
 )
 @click.option("--dense", default=IndexConfig.dense, show_default=True, help="A FAISS index_factory description.")
 @exclude_option
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=IndexConfig.recall,
+    show_default=True,
+    help="The share of the best hits that another --dense index than Flat is to find.",
+)
 @click.option("--bundled", is_flag=True, help="Index the bundled embeddings of the 10,000 test pictures.")
 @device_option
 def index(
@@ -85,6 +92,7 @@ def index(
     refit: bool,
     dense: str,
     exclude: tuple[str, ...],
+    recall: float,
     bundled: bool,
     device: str,
 ) -> None:
@@ -107,7 +115,7 @@ def index(
     chosen = pick_device(device)
     loaded = open_encoder(encoder, chosen)
     coder = CoderConfig(l1=l1, relative=not absolute, refit=refit)
-    config = IndexConfig(dictionary=dictionary, templates=templates or None, exclude=patterns, dense=dense, coder=coder)
+    config = IndexConfig(dictionary, templates or None, patterns, dense, recall, coder)
     click.echo(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}", err=True)
     concepts_of(dictionary, loaded, note=lambda text: click.echo(text, err=True))  # faults before the work, not after
     if path is not None:

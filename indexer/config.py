@@ -26,7 +26,8 @@ class CoderConfig:
 @dataclass(frozen=True)
 class IndexConfig:
     """Settings of an index. templates: the prompts of a concept, None for the encoder's own. exclude: patterns of files
-    and folders that are left out.
+    and folders that are left out. dense: the dense index, as FAISS's `index_factory` describes it; recall: the share of
+    the k best that it is to find.
 
     Its codes are refitted: the penalty chooses the concepts, least squares weighs them (Gauss-Lasso), so that a sparse
     score is as large as the cosine that it stands for.
@@ -36,5 +37,6 @@ class IndexConfig:
     templates: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     dense: str = "Flat"
+    recall: float = 0.95
     coder: CoderConfig = field(default_factory=lambda: CoderConfig(refit=True))
     batch_size: int = 500

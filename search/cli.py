@@ -8,17 +8,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from search.query import GROUPINGS, QUERY_MODES, Query, Term
+from search.spelling import from_stdin, unwanted, weighed
 from training.commands import Command, FilePath, Group, device_option, index_option, json_option, k_option
 from training.errors import CallError, SparsightError
 from training.files import shown_path
 from training.terminal import printable, table
 
 if TYPE_CHECKING:
-    from search.answers import Explanation, Hit, Mode
+    import numpy as np
+
+    from search.answers import Answer, Explanation, Hit, Mode
     from search.index import Index
 
 
@@ -82,45 +86,101 @@ def output_options(command: Callable) -> Callable:
     return taken
 
 
+def query_options(command: Callable) -> Callable:
+    """What a query is made of, which the command takes as `asked` (`Asked`)."""
+
+    @click.argument("text", required=False)
+    @click.option("--not", "unlike", multiple=True, help="Count against: a text, or a picture's id or file.")
+    @click.option("--like", "--picture", "like", multiple=True, help="Search by a picture: a file, an id or a path.")
+    @click.option("--concept", "concepts", multiple=True, help="Search by a concept's name.")
+    @click.option("--require", multiple=True, help="Only pictures that hold this concept.")
+    @click.option("--forbid", multiple=True, help="Only pictures that do not hold this concept.")
+    @click.option("--label", "labels", multiple=True, help="Only pictures with one of these labels.")
+    @click.option("--split", "splits", multiple=True, help="Only pictures of one of these splits.")
+    @click.option("--path", "path_pattern", help="Only pictures whose path is like this pattern; * is anything.")
+    @click.option("--where", help="Only pictures for which this SQL condition on `images` holds.")
+    @click.option("--mode", type=click.Choice(QUERY_MODES), help="Which index answers.  [default: hybrid]")
+    @click.option("--fuse", is_flag=True, help="Order by the ranks in both indexes.")
+    @click.option("--diverse", type=float, default=0.0, help="From 0 to below 1: the more unlike those before.")
+    @click.option("--group-by", type=click.Choice(GROUPINGS), help="One hit a label, or of near-duplicates.")
+    @click.option("--all", "everything", is_flag=True, help="Also what an unrelated text would find as well.")
+    @k_option
+    @functools.wraps(command)
+    def taken(
+        *args: object,
+        text: str | None,
+        unlike: tuple[str, ...],
+        like: tuple[str, ...],
+        concepts: tuple[str, ...],
+        path_pattern: str | None,
+        everything: bool,
+        k: int,
+        **rest: Any,
+    ) -> object:
+        rules = {name: rest.pop(name) for name in RULES}
+        terms = Asked(text, unlike, like, concepts, {**rules, "path": path_pattern, "all": everything, "k": k})
+        return command(*args, asked=terms, **rest)
+
+    return taken
+
+
+RULES = ("require", "forbid", "labels", "splits", "where", "mode", "fuse", "diverse", "group_by")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query as the command line spells it; rules: the other fields of a `Query`."""
+
+    text: str | None
+    unlike: tuple[str, ...]
+    like: tuple[str, ...]
+    concepts: tuple[str, ...]
+    rules: dict[str, Any]
+
+    def check(self) -> None:
+        """Raises `CallError` for what makes no sense, before anything is read."""
+        terms = [weighed("picture", p) for p in self.like] + [weighed("concept", c) for c in self.concepts]
+        terms += [weighed("text", t, -1) for t in self.unlike]
+        if self.text is not None:
+            terms.append(weighed("text", self.text))
+        Query(tuple(terms), **self.rules)
+
+    def query(self, index: Index) -> tuple[Query, dict[Term, np.ndarray]]:
+        """The query, and the vectors of what was read from the standard input."""
+        terms = [Term("text", self.text)] if self.text is not None else []
+        terms += [weighed("picture", picture) for picture in self.like]
+        terms += [weighed("concept", concept) for concept in self.concepts]
+        terms += [unwanted(index, text) for text in self.unlike]
+        terms, vectors = from_stdin(index, terms)
+        return Query(tuple(terms), **self.rules), vectors
+
+
 @click.command(cls=Command)
-@click.argument("text", required=False)
-@click.option("--picture", help="Search by a picture: a file, or an id or path in the index.")
-@click.option("--concept", "concepts", multiple=True, help="Search by a concept's name; may be repeated.")
-@mode_option
-@k_option
+@query_options
 @click.option("--out", type=FilePath(dir_okay=False), help="Write the hits to a .parquet or .jsonl.")
 @source_options
 @output_options
-def search(
-    text: str | None,
-    picture: str | None,
-    concepts: tuple[str, ...],
-    mode: Mode,
-    k: int,
-    out: Path | None,
-    source: Source,
-    output: Output,
-) -> None:
-    """Finds pictures by TEXT, by a picture (--picture), or by concepts (--concept)."""
-    if (text is not None) + (picture is not None) + bool(concepts) != 1:
-        raise CallError("search by one thing: a TEXT, --picture FILE, or --concept NAME")
-    if k < 1:
-        raise CallError(f"k is {k}: it must be at least 1")
+def search(asked: Asked, out: Path | None, source: Source, output: Output) -> None:
+    """Finds pictures by TEXT, by pictures (--like) and by concepts (--concept), and by what they are not (--not).
+
+    Each may have a weight behind it, as --like 17=2 or --concept red=0.5; `-` is read from the standard input. --like,
+    --not, --concept, --require, --forbid, --label and --split may be repeated.
+    """
+    asked.check()
     if out and out.suffix not in (".parquet", ".jsonl"):
         raise CallError(f"--out {shown_path(out)}: its name must end in .parquet or .jsonl")
     with source.open() as index:
-        if text is not None:
-            t = index.embed_text(text)
-            if far := index.far_from_all(t):
-                click.echo(f"note: {text!r} is near no concept here (nearest: {far[0]}, cosine {far[1]:.2f})", err=True)
-            hits = index.search_vector(t, k, mode)
-        else:
-            hits = index.search(picture=picture, concepts=concepts or None, k=k, mode=mode)
-        _print_hits(index, hits, output)
+        query, vectors = asked.query(index)
+        answer = index.answer(query, vectors)
+        for term in query.terms:
+            if term.kind == "text" and term.weight > 0 and (far := index.far_from_all(index.embed_text(term.value))):
+                nearest = f"(nearest: {far[0]}, cosine {far[1]:.2f})"
+                click.echo(f"note: {term.value!r} is near no concept here {nearest}", err=True)
+        _print_answer(index, answer, output)
     if out:
         from indexer.exchange.hits import write_hits
 
-        write_hits(out, [hit.to_dict() for hit in hits])
+        write_hits(out, [hit.to_dict() for hit in answer.hits])
         click.echo(f"wrote {shown_path(out)}", err=True)
 
 
@@ -204,7 +264,14 @@ def _class_names(text: str) -> list[str]:
     return names
 
 
-def _print_hits(index: Index, hits: list[Hit], output: Output) -> None:
+def _print_answer(index: Index, answer: Answer, output: Output) -> None:
+    _print_hits(index, answer.hits, output, answer)
+    if answer.left_out:
+        what = "nothing here matches" if not answer.hits else f"{answer.left_out} more do not match"
+        click.echo(f"{what}: unrelated texts find as good ones (--all shows them)", err=True)
+
+
+def _print_hits(index: Index, hits: list[Hit], output: Output, answer: Answer | None = None) -> None:
     from search.show import hits_table, terminal_pictures, terminal_shows_pictures
 
     if output.as_json:
@@ -212,8 +279,9 @@ def _print_hits(index: Index, hits: list[Hit], output: Output) -> None:
             click.echo(json.dumps(hit.to_dict()))
     elif hits:
         click.echo(hits_table(hits))
-    else:
-        click.echo("no picture holds that concept", err=True)
+    elif answer is None or not answer.left_out:
+        what = "no picture holds that concept" if answer is None or not answer.query.filters() else "no picture is left"
+        click.echo(what, err=True)
     as_pictures = output.pictures
     if as_pictures is None:
         as_pictures = terminal_shows_pictures(sys.stdout) and not output.as_json

@@ -283,6 +283,16 @@ class Index:
 
         return self.encoder.encode_images([read_picture(str(path), self.encoder.image_size)])[0], None
 
+    def embed_bytes(self, data: bytes) -> np.ndarray:
+        """The bytes of a picture file → unit vector (d,); raises `SparsightError` where they are no picture."""
+        from indexer.pictures.files import PictureError, decode
+
+        try:
+            picture = decode(data, 2 * self.encoder.image_size)
+        except PictureError as e:
+            raise SparsightError(f"the picture cannot be read: {e}") from e
+        return self.encoder.encode_images([picture])[0]
+
     def add(self, paths: str | Path | Iterable[str | Path]) -> Added:
         """Adds new and changed pictures to the index, as `sparsight add` does: files, and those below folders.
 

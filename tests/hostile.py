@@ -259,7 +259,7 @@ FILES: dict[str, tuple[Make, Expected]] = {
     "float.tif": made(saved(Image.fromarray(np.full((30, 40), 0.5, np.float32)), "TIFF"), (127, 127, 127)),
     "rgb16.tif": made(tiff((40, 30), bytes.fromhex("ff80") * 3 * 1200, depth=16), (0x80, 0x80, 0x80)),
     "tiled.tif": made(tiff((40, 30), bytes(RED) * 64 * 64, tile=(64, 64)), RED),
-    "lab.tif": made(saved(Image.new("LAB", (40, 30), (255, 128, 128)), "TIFF"), WHITE),
+    "lab.tif": made(saved(Image.new("LAB", (40, 30), (255, 128, 128)), "TIFF"), (254, 255, 254)),
     "alpha.tif": made(saved(Image.new("RGBA", (40, 30), (9, 9, 9, 0)), "TIFF", compression="tiff_deflate"), WHITE),
     "one bit.tif": made(saved(Image.new("1", (20, 20), 1), "TIFF", compression="group4"), WHITE),
     "a.avif": made(saved(red(), "AVIF", quality=100), RED),

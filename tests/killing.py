@@ -213,7 +213,7 @@ class Steps:
             (dense, "write_whole"),
             (journal.Journal, "add"),
             (journal.Journal, "clear"),
-            (build, "save_dense"),
+            (build, "open_dense"),
         ):
             setattr(owner, name, self._wrapped(name, getattr(owner, name)))
         connect, encode = duckdb.connect, encoder.encode_images

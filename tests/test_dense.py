@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from contents import make_contents, make_pictures, unit_rows
@@ -13,16 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.store import Change, Store, change_store, dense, write_store
-from indexer.store.dense import (
-    FILE,
-    FaissIndex,
-    FlatIndex,
-    build_dense,
-    cached_dense,
-    dense_key,
-    open_dense,
-    save_dense,
-)
+from indexer.store.approximate import refuse_description, tune
+from indexer.store.dense import FILE, FaissIndex, FlatIndex, build_dense, cached_dense, open_dense, save_dense
 from indexer.store.vectors import Vectors, write_vectors
 from search.ranking import top_k
 from training.errors import CallError
@@ -33,21 +27,14 @@ FACTORIES = ["HNSW8", "IVF4,Flat", "SQ8"]
 @pytest.fixture
 def build(monkeypatch) -> Iterator[list[int]]:
     """How many rows each index of FAISS that was built had."""
-    built, real = [], dense.build_dense
-    monkeypatch.setattr(dense, "build_dense", lambda X, *args: (built.append(len(X)), real(X, *args))[1])
+    built, real = [], dense.build_approximate
+    monkeypatch.setattr(dense, "build_approximate", lambda X, *args: (built.append(len(X)), real(X, *args))[1])
     return built
 
 
 def change(folder: Path, made: Change) -> None:
     with Store(folder) as store:
         change_store(folder, store, made)
-
-
-def exhaustive(index: object) -> object:
-    """FAISS's index, set to look everywhere: what it then finds is what there is."""
-    if isinstance(index, FaissIndex) and hasattr(index.index, "nprobe"):
-        index.index.nprobe = 4
-    return index
 
 
 @settings(deadline=None, max_examples=80)
@@ -74,19 +61,13 @@ def test_every_row_is_scored_and_ties_go_to_the_lower_id(tmp_path_factory, data)
         assert row_scores.tolist() == [*all_scores[best].tolist(), *[-np.inf] * (k - len(best))]
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
-def test_faiss_finds_what_numpy_finds(factory):
-    X = unit_rows(200, 8, np.random.default_rng(0))
-    index = exhaustive(FaissIndex(build_dense(X, 8, factory)))
-    _, ids = index.search(X[:20], 1)
-    assert (ids[:, 0] == np.arange(20)).all()
-
-
 def test_flat_scores_are_those_of_faiss(tmp_path):
     c = make_contents(n=200)
     write_store(tmp_path, c)
     X = c.pictures.X
-    expected = FaissIndex(build_dense(X, 8, "Flat")).search(X[:5], 10)
+    faiss_flat = faiss.IndexFlatIP(8)
+    faiss_flat.add(X)
+    expected = faiss_flat.search(X[:5], 10)
     with Store(tmp_path) as store:
         index = open_dense(store)
         assert isinstance(index, FlatIndex)
@@ -96,10 +77,72 @@ def test_flat_scores_are_those_of_faiss(tmp_path):
     assert not (tmp_path / FILE).exists()
 
 
-@pytest.mark.parametrize("factory", ["Nonsense", "IVF999,Flat", "PQ3", ""])
-def test_what_faiss_cannot_build_is_said(factory):
-    with pytest.raises(CallError, match=f"FAISS cannot build {factory!r} over 12 × 8"):
-        build_dense(make_contents().pictures.X, 8, factory)
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("Nonsense", "could not parse"),
+        ("IVF999,Flat", "needs at least 999 pictures to train on, and there are 300"),
+        ("PQ3", "PQ3"),  # 3 does not divide 8
+        ("PQ4x0", "breaks down"),  # FAISS divides by 0
+        ("BFlat", "could not parse"),
+        ("", "index_factory"),
+    ],
+)
+def test_what_faiss_cannot_build_is_refused(factory, reason):
+    with pytest.raises(CallError) as e:
+        refuse_description(factory, 8, 300)
+    assert reason in str(e.value)
+    assert f"--dense {factory!r}" in str(e.value)
+
+
+def test_what_faiss_can_build_is_not_refused():
+    refuse_description("OPQ4,IVF16,PQ4", 8, 256)
+
+
+@pytest.fixture(scope="module")
+def many() -> np.ndarray:
+    """Rows (2000, 32) in clouds, as embeddings lie."""
+    rng = np.random.default_rng(3)
+    X = unit_rows(60, 32, rng)[rng.integers(0, 60, 2000)] + 0.15 * rng.normal(size=(2000, 32)).astype(np.float32)
+    return X / np.linalg.norm(X, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        *("IVF64,Flat", "HNSW16,Flat", "PQ8", "OPQ8,PQ8x6", "RQ4x6", "LSQ4x4", "PCA24,Flat", "SQ4", "IVF16,PQ8"),
+        *("IVF32_HNSW8,Flat", "LSHrt", "IDMap,IVF32,Flat", "PCA24,IVF32,SQ8", "IVF32,PQ8x4fs,RFlat", "HNSW16_SQ8"),
+        *("NSG16,Flat", "L2norm,Flat"),
+    ],
+)
+def test_the_recall_that_is_asked_for_is_reached(tmp_path, many, factory):
+    """By pictures, and by texts, which lie elsewhere; for k as far as it was measured, and beyond."""
+    c = make_contents(n=2000, d=32, factory=factory)
+    write_store(tmp_path, replace(c, pictures=replace(c.pictures, X=many)))
+    rng = np.random.default_rng(4)
+    with Store(tmp_path) as store:
+        index = open_dense(store)
+        assert isinstance(index, FaissIndex)
+        assert index.held.tuning.settings, "measured, and not only scanned"
+        for Q in (many[rng.choice(2000, 40, replace=False)], unit_rows(40, 32, rng)):
+            S = Q @ many.T
+            for k in (1, 10, 77, 500, 2000, 2100):
+                scores, ids = index.search(Q, k)
+                held = min(k, 2000)
+                assert (ids[:, :held] >= 0).all()
+                assert (ids[:, held:] < 0).all()
+                np.testing.assert_allclose(scores[:, :held], np.take_along_axis(S, ids[:, :held], 1), atol=1e-6)
+                exact = np.argsort(-S, 1)[:, :held]
+                found = np.mean([np.isin(e, i).mean() for e, i in zip(exact, ids, strict=True)])
+                assert found >= (0.95 if k > 1 else 0.9)
+
+
+def test_a_graph_that_cannot_reach_the_recall_is_not_asked(many):
+    index = faiss.IndexHNSWFlat(32, 2, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 1
+    index.add(many)
+    tuning = tune(index, many, many[:5], 1.0)
+    assert tuning.at(10) is None
 
 
 @pytest.mark.parametrize("factory", ["Flat", *FACTORIES])
@@ -115,14 +158,14 @@ def test_removed_pictures_are_never_found_and_k_are_where_k_exist(tmp_path, fact
     expected = c.pictures.X[kept] @ c.pictures.X.T
     with Store(tmp_path) as store:
         assert (store.meta.dead == 0) == (len(removed) == 24)
-        scores, ids = exhaustive(open_dense(store)).search(c.pictures.X, 10)
+        scores, ids = open_dense(store).search(c.pictures.X, 10)
         assert np.isin(ids, kept).all()
         rows = np.searchsorted(kept, ids)
         exact = np.take_along_axis(expected.T, rows, 1)
         np.testing.assert_allclose(exact, scores, atol=0.05 if factory == "SQ8" else 1e-5)
         found = (exact >= -np.sort(-expected.T, 1)[:, 9:10] - 1e-5).mean()
         assert found > (0.9 if factory in ("SQ8", "HNSW8") else 1 - 1e-9)
-        scores, ids = exhaustive(open_dense(store)).search(c.pictures.X[:2], 90)
+        scores, ids = open_dense(store).search(c.pictures.X[:2], 90)
         assert (np.isneginf(scores) == (ids < 0)).all()
         for row in ids.tolist():
             found = [i for i in row if i >= 0]
@@ -139,9 +182,9 @@ def test_a_cache_grows_by_the_rows_that_were_added(tmp_path, build, factory):
     new = make_pictures(30, seed=5, paths=[f"new/{i}" for i in range(30)])
     change(tmp_path, Change(added=new, removed=[3]))
     with Store(tmp_path) as store:
-        assert cached_dense(store)[1] == 200
-        _, ids = exhaustive(open_dense(store)).search(new.X, 1)
-        assert cached_dense(store)[1] == 230
+        assert cached_dense(store).index.ntotal == 200
+        _, ids = open_dense(store).search(new.X, 1)
+        assert cached_dense(store).index.ntotal == 230
     assert ids[:, 0].tolist() == list(range(200, 230))
     assert build == [200]
     with Store(tmp_path) as store:
@@ -157,7 +200,7 @@ def test_a_cache_that_cannot_be_trusted_is_built_anew(tmp_path, build, fault):
     write_store(tmp_path, c)
     path = tmp_path / FILE
     with Store(tmp_path) as store:
-        save_dense(tmp_path, build_dense(c.pictures.X, 8, "HNSW8"), dense_key(store, 12))
+        save_dense(store, build_dense(store))
         good = path.read_bytes()
     if fault == "missing":
         path.unlink()
@@ -167,16 +210,17 @@ def test_a_cache_that_cannot_be_trusted_is_built_anew(tmp_path, build, fault):
         (tmp_path / "other").mkdir()
         write_store(tmp_path / "other", other)
         with Store(tmp_path / "other") as store:
-            save_dense(tmp_path, build_dense(other.pictures.X, 8, factory), dense_key(store, 12))
+            save_dense(store, build_dense(store))
+            (tmp_path / FILE).write_bytes((tmp_path / "other" / FILE).read_bytes())
     else:
         bad = bytearray(good)
         bad[len(bad) // 2] ^= 1
         path.write_bytes({"flipped": bytes(bad), "truncated": good[:-9], "empty": b""}[fault])
     build.clear()
     with Store(tmp_path) as store:
-        assert cached_dense(store) == (None, 0)
+        assert cached_dense(store) is None
         scores, ids = open_dense(store).search(c.pictures.X[:1], 3)
-        assert cached_dense(store)[1] == 12
+        assert cached_dense(store).index.ntotal == 12
     assert build == [12]
     assert ids[0, 0] == 0
     np.testing.assert_allclose(scores[0, 0], 1, rtol=1e-5)
@@ -187,12 +231,13 @@ def test_a_cache_of_more_rows_than_there_are_is_built_anew(tmp_path, build):
     write_store(tmp_path, make_contents(n=20, factory="HNSW8"))
     change(tmp_path, Change(added=make_pictures(4, seed=5, paths=list("abcd"))))
     with Store(tmp_path) as store:
-        index, key = build_dense(store.vectors, 8, "HNSW8"), dense_key(store, 24)
+        save_dense(store, build_dense(store))
+    of_more = (tmp_path / FILE).read_bytes()
     write_store(tmp_path, make_contents(n=20, factory="HNSW8"))
-    save_dense(tmp_path, index, key)
+    (tmp_path / FILE).write_bytes(of_more)
     with Store(tmp_path) as store:
         open_dense(store)
-        assert cached_dense(store)[0].ntotal == 20
+        assert cached_dense(store).index.ntotal == 20
 
 
 def test_a_reader_of_an_earlier_generation_leaves_the_cache_alone(tmp_path):

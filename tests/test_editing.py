@@ -35,7 +35,7 @@ def test_a_picture_without_a_concept_and_with_another(index):
             assert {hit.id for hit in state.neighbours} == set(np.delete(np.arange(len(W)), i)[near].tolist())
             assert abs(state.rank - 1 - (others > code @ D @ t).sum()) <= 1  # weights are stored in steps
         same = index.edit(i, with_={gone: float(W[i, mine[0]])})
-        assert same.before.scores == pytest.approx(same.after.scores)
+        assert dict(same.before.scores) == pytest.approx(dict(same.after.scores))
 
 
 def test_what_a_class_hangs_on(index):

@@ -103,6 +103,16 @@ def test_patterns_are_kept_with_the_index(run, album, tmp_path):
         assert len(store.meta.exclude) == 4
 
 
+def test_patterns_hold_through_a_link_to_the_folder(run, album, tmp_path):
+    (tmp_path / "link").symlink_to(album)
+    at = ("--index", tmp_path / "i")
+    run("index", tmp_path / "link", "--exclude", "private", "--exclude", "sub/*.png", *at)
+    expected = sorted(set(TAKEN) - {"private/x/e.jpg", "sub/c.png"})
+    for path in (album, tmp_path / "link", tmp_path / "link" / "private", tmp_path / "link" / "sub"):
+        assert "0 added" in run("add", path, *at).stdout
+    assert held(tmp_path / "i", album) == expected
+
+
 @pytest.mark.parametrize("pattern", ["", "/", ".", "*", "**/*", "a\nb"])
 def test_patterns_that_are_none(run, album, tmp_path, pattern):
     with pytest.raises(CallError):

@@ -1,29 +1,31 @@
 """The dense index: pictures by the inner product of their embedding with a query, over unit rows.
 
 Flat, the default, is the vectors' own file, mapped and scanned in blocks. For any other description of FAISS's
-`index_factory` a file beside the database holds that index: a cache. FAISS loads a damaged file without a word, so
-behind its own bytes (which `faiss.read_index` ignores) stand the number of rows that it holds, the key of those rows
-and a SHA-256 of it all. Missing, stale or damaged, it is built anew from the vectors; where rows were only added
-since, they are added to it.
+`index_factory` FAISS names candidates, which are scored exactly (`approximate.py`), and a file beside the database
+holds its index: a cache. FAISS loads a damaged file without a word, so behind its own bytes (which `faiss.read_index`
+ignores) stand its tuning, the number of rows that it holds, the key of those rows and a SHA-256 of it all. Missing,
+stale or damaged, it is built anew from the vectors; where rows were only added since, they are added to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from indexer.store.approximate import Approximate, Setting, Tuning, build_approximate, grown
 from indexer.store.reader import Store
-from indexer.store.vectors import RowSource, Vectors
+from indexer.store.vectors import Vectors
 from training.errors import CallError
 from training.files import write_whole
 
 FLAT = "Flat"
 FILE = "dense.faiss"
-TRAILER = 8 + 32 + 32  # rows, their key, a SHA-256
+LAYOUT = 2  # of that file
+NOTHING = (np.zeros(0, np.float32), np.zeros(0, np.int64))
+TRAILER = 8 + 8 + 32 + 32  # bytes of the tuning, rows, their key, a SHA-256
 
 
 class DenseIndex(Protocol):
@@ -46,7 +48,7 @@ class FlatIndex:
 
     def search(self, Q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         Q = np.ascontiguousarray(Q, np.float32)
-        best: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.float32), np.zeros(0, np.int64)) for _ in Q]
+        best: list[tuple[np.ndarray, np.ndarray]] = [NOTHING for _ in Q]
         for start, rows in self._vectors.scan():
             S = (rows @ Q.T).T  # (q, b)
             ids = np.arange(start, start + len(rows)) if self._ids is None else self._ids[start : start + len(rows)]
@@ -59,23 +61,46 @@ class FlatIndex:
 
 
 class FaissIndex:
-    """An index of FAISS over the rows of a vectors' file, removed ones among them; ids as for `FlatIndex`."""
+    """An index of FAISS over the rows of a vectors' file, removed ones among them; ids as for `FlatIndex`.
 
-    def __init__(self, index: Any, ids: np.ndarray | None = None):
-        self.index, self._ids = index, ids
+    FAISS names candidates, and their scores are the exact ones of the vectors. Where it names too few, or the tuning
+    knows no way to find enough of the k best, every row is scored.
+    """
+
+    def __init__(self, held: Approximate, vectors: Vectors, ids: np.ndarray | None = None):
+        self.held, self._vectors, self._ids = held, vectors, ids
+        self._every = FlatIndex(vectors, ids)
 
     def search(self, Q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        Q, rows = np.ascontiguousarray(Q, np.float32), self.index.ntotal
-        if self._ids is None:
-            scores, ids = self.index.search(Q, min(k, max(rows, 1)))
-            return _table([(s[i >= 0], i[i >= 0]) for s, i in zip(scores, ids, strict=True)], k)
-        asked = min(2 * k, rows)  # some of what it finds was removed
-        while True:
-            scores, found = self.index.search(Q, max(asked, 1))
-            ids = np.where(found >= 0, self._ids[np.maximum(found, 0)], -1)
-            if asked >= rows or ((ids >= 0).sum(1) >= k).all():
-                return _table([(s[i >= 0][:k], i[i >= 0][:k]) for s, i in zip(scores, ids, strict=True)], k)
-            asked = min(4 * asked, rows)
+        Q, rows = np.ascontiguousarray(Q, np.float32), len(self._vectors)
+        alive = rows if self._ids is None else int((self._ids >= 0).sum())
+        wanted = min(k, alive)
+        setting = self.held.tuning.at(-(-wanted * rows // max(alive, 1)))  # some of what it finds was removed
+        best = [self._best(q, wanted, setting) for q in Q]
+        every = [i for i, found in enumerate(best) if found is None]
+        scores, ids = _table([found or NOTHING for found in best], k)
+        if every:
+            scores[every], ids[every] = self._every.search(Q[every], k)
+        return scores, ids
+
+    def _best(self, q: np.ndarray, k: int, setting: Setting | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scores and ids of the k best; None where every row is to be scored.
+
+        A text unlike those that the index was measured by is noticed: more than a few of its best then come late among
+        the candidates, so that more would come behind them, and twice as many are looked at.
+        """
+        while setting is not None and 2 * setting.candidates <= len(self._vectors):
+            found = self.held.candidates(q[None], setting)[0]
+            rows = np.sort(found)
+            ids = rows if self._ids is None else self._ids[rows]
+            best = _top((self._vectors.take(rows) @ q)[ids >= 0], ids[ids >= 0], k)
+            late = found[setting.candidates // 2 :]
+            share = np.isin(best[1], late if self._ids is None else self._ids[late]).mean()
+            is_coded = setting.candidates >= 2 * setting.k and not self.held.is_graph
+            if len(best[1]) == k and not (is_coded and share > 1 - self.held.tuning.recall):
+                return best
+            setting = setting.doubled()
+        return None
 
 
 def _top(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,79 +118,71 @@ def _table(best: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarra
     return scores, ids
 
 
-def build_dense(X: RowSource, d: int, factory: str) -> Any:
-    """Builds a FAISS index of any `index_factory` description over rows (n, d), by inner product.
-
-    Raises `CallError` where FAISS cannot: the description means nothing to it, or asks for more rows.
-    """
-    import faiss
-
-    try:
-        index = faiss.index_factory(d, factory, faiss.METRIC_INNER_PRODUCT)
-        rows = np.ascontiguousarray(X[:], np.float32)
-        if not index.is_trained:
-            index.train(rows)
-        index.add(rows)
-    except (RuntimeError, AssertionError) as e:
-        reason = str(e).strip().splitlines()[-1] if str(e).strip() else "its size does not fit"
-        raise CallError(f"FAISS cannot build {factory!r} over {len(X)} × {d}: {reason}") from e
-    return index
-
-
 def open_dense(store: Store) -> DenseIndex:
     """The dense index of a store. Where its file cannot be trusted it is built from the vectors, and kept if it can be.
 
     Where too few pictures are left to train it, every row is scored.
     """
-    factory, vectors = store.meta.dense_factory, store.vectors
-    if factory != FLAT and len(vectors):
-        with store.vectors_trusted():
-            index, rows = cached_dense(store)
-            if index is None or rows < len(vectors):
-                try:
-                    index = build_dense(vectors, store.d, factory) if index is None else _grown(index, vectors, rows)
-                except CallError:
-                    return FlatIndex(vectors, store.ids_by_row)
-                if store.is_current():  # else the file may be the newer index's already
-                    save_dense(store.folder, index, dense_key(store, len(vectors)))
-        return FaissIndex(index, store.ids_by_row)
-    return FlatIndex(vectors, store.ids_by_row)
+    vectors = store.vectors
+    if store.meta.dense_factory == FLAT or not len(vectors):
+        return FlatIndex(vectors, store.ids_by_row)
+    with store.vectors_trusted():
+        kept = cached_dense(store)
+        try:
+            held = build_dense(store, kept)
+        except CallError:
+            return FlatIndex(vectors, store.ids_by_row)
+        if held is not kept and store.is_current():  # else the file may be the newer index's already
+            save_dense(store, held)
+    return FaissIndex(held, vectors, store.ids_by_row)
 
 
-def _grown(index: Any, vectors: Vectors, rows: int) -> Any:
-    index.add(np.ascontiguousarray(vectors[rows:]))
-    return index
+def build_dense(store: Store, kept: Approximate | None = None) -> Approximate:
+    """FAISS's index over the rows of a store's vectors, from the one that was kept on.
+
+    Raises `CallError` where FAISS cannot build what the index is to have.
+    """
+    meta, vectors = store.meta, store.vectors
+    if kept is None:
+        return build_approximate(vectors, store.d, meta.dense_factory, store.dictionary(), meta.dense_recall)
+    if kept.index.ntotal == len(vectors) and kept.tuning.fits(meta.dense_recall, len(vectors)):
+        return kept
+    return grown(kept, vectors, store.dictionary(), meta.dense_recall)
 
 
-def dense_key(store: Store, rows: int) -> bytes:
-    """A SHA-256 over the description of the dense index and the checksums of the first rows of the vectors' file."""
-    sha = hashlib.sha256(f"{store.meta.dense_factory}\0{store.d}\0{rows}\0".encode())
-    sha.update(store.vectors.checksums(rows).tobytes())
-    return sha.digest()
-
-
-def save_dense(folder: Path, index: Any, key: bytes) -> None:
+def save_dense(store: Store, held: Approximate) -> None:
     """Writes the cache; where it cannot be written it is made anew next time, and the answers are the same."""
     import faiss
 
-    body = faiss.serialize_index(index).tobytes() + int(index.ntotal).to_bytes(8, "little") + key
+    tuning, rows = held.tuning.to_json().encode(), int(held.index.ntotal)
+    body = faiss.serialize_index(held.index).tobytes() + tuning
+    body += len(tuning).to_bytes(8, "little") + rows.to_bytes(8, "little") + _key(store, rows)
     with suppress(OSError):
-        write_whole(folder / FILE, body + hashlib.sha256(body).digest())
+        write_whole(store.folder / FILE, body + hashlib.sha256(body).digest())
 
 
-def cached_dense(store: Store) -> tuple[Any, int]:
-    """FAISS's index as its file holds it, and how many rows of the vectors' file that is; None and 0 where the file is
+def cached_dense(store: Store) -> Approximate | None:
+    """FAISS's index as its file holds it, over the first rows of the vectors' file or all; None where the file is
     missing, of other vectors, or damaged."""
     path = store.folder / FILE
     try:
         data = path.read_bytes() if path.is_file() else b""  # a pipe would be waited for
     except OSError:
-        return None, 0
+        return None
     if len(data) <= TRAILER or hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        return None, 0
-    rows = int.from_bytes(data[-TRAILER : 8 - TRAILER], "little")
-    if rows > len(store.vectors) or data[-64:-32] != dense_key(store, rows):
-        return None, 0
+        return None
+    length, rows = (int.from_bytes(data[at : at + 8], "little") for at in (-TRAILER, 8 - TRAILER))
+    if rows > len(store.vectors) or data[-64:-32] != _key(store, rows):
+        return None
     import faiss
 
-    return faiss.deserialize_index(np.frombuffer(data[:-TRAILER], np.uint8)), rows
+    end = len(data) - TRAILER - length
+    tuning = Tuning.from_json(data[end : len(data) - TRAILER])
+    return Approximate(faiss.deserialize_index(np.frombuffer(data[:end], np.uint8)), tuning)
+
+
+def _key(store: Store, rows: int) -> bytes:
+    """A SHA-256 over the description of the dense index and the checksums of the first rows of the vectors' file."""
+    sha = hashlib.sha256(f"{LAYOUT}\0{store.meta.dense_factory}\0{store.d}\0{rows}\0".encode())
+    sha.update(store.vectors.checksums(rows).tobytes())
+    return sha.digest()

@@ -248,7 +248,7 @@ def _check_codes(store: Store) -> Iterator[Fault]:
 
 
 def _check_dense(store: Store) -> Iterator[Fault]:
-    if store.meta.dense_factory != FLAT and cached_dense(store)[0] is None:
+    if store.meta.dense_factory != FLAT and cached_dense(store) is None:
         what = "is missing" if not os.path.lexists(store.folder / FILE) else "is damaged, or of other vectors"
         yield Fault(f"{FILE} {what}", f"the next dense search builds it, or {REPAIR}")
 

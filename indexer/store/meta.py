@@ -32,7 +32,8 @@ class IndexMeta:
     with the encoder; labels: "folders" where the folders' names are the labels; exclude: patterns of the files and
     folders that are left out. encoder_…, trained_on: the encoder.
     dictionary, dictionary_fingerprint: where the concepts came from, and a SHA-256 over them. templates: the prompts
-    of a concept. coder: the settings of the codes. dense_factory: the dense index, as FAISS describes it.
+    of a concept. coder: the settings of the codes. dense_factory: the dense index, as FAISS describes it; dense_recall:
+    the share of the k best that it is to find.
     """
 
     generation: int = 0
@@ -60,6 +61,7 @@ class IndexMeta:
     coder: CoderConfig
     dense_factory: str = "Flat"
     exclude: tuple[str, ...] = ()
+    dense_recall: float = 0.95
 
     @property
     def dead(self) -> int:
@@ -77,7 +79,7 @@ COUNTS = (  # whole numbers; those that an export leaves out follow from the oth
     "generation", "n", "d", "m", "nnz", "next_id", "vector_rows", "vector_block", "thumbnail_bytes",
 )  # fmt: skip
 FILES = ("vectors_file", "thumbnails_file")
-LATER = ("exclude",)  # what the first indexes of this format do not say
+LATER = ("exclude", "dense_recall")  # what the first indexes of this format do not say
 DERIVED = ("format", "generation", "nnz", "l1", "vector_rows", "vector_block", "thumbnail_bytes", *FILES)
 
 
@@ -148,10 +150,18 @@ def parse_coder(key: str, text: str) -> CoderConfig:
     return CoderConfig(**found)
 
 
+def _share(key: str, text: str) -> float:
+    number = _json(key, text)
+    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number <= 1:
+        raise MetaError(f"its {key} is {text[:40]!r}, no number above 0 and up to 1")
+    return float(number)
+
+
 _PARSERS: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(COUNTS, _count),
     **dict.fromkeys(FILES, _file),
     "templates": _texts,
     "exclude": _texts,
     "coder": parse_coder,
+    "dense_recall": _share,
 }

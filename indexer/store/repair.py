@@ -20,7 +20,7 @@ from indexer.coding import Dictionary, encode_sparse
 from indexer.store import doctor, journal, lock
 from indexer.store.contents import Contents, Described, ImageRow, Pictures, Skip
 from indexer.store.database import DATABASE, WAL, open_database
-from indexer.store.dense import FILE, FLAT, build_dense, cached_dense, dense_key, save_dense
+from indexer.store.dense import FILE, FLAT, build_dense, cached_dense, save_dense
 from indexer.store.doctor import AGAIN, DERIVED
 from indexer.store.lenient import open_leniently
 from indexer.store.reader import Store
@@ -64,10 +64,9 @@ def repair(folder: Path) -> list[str]:
 
 def _repair_dense(folder: Path) -> list[str]:
     with Store(folder) as store:
-        if store.meta.dense_factory == FLAT or cached_dense(store)[0] is not None:
+        if store.meta.dense_factory == FLAT or cached_dense(store) is not None:
             return []
-        index = build_dense(store.vectors, store.d, store.meta.dense_factory)
-        save_dense(folder, index, dense_key(store, len(store.vectors)))
+        save_dense(store, build_dense(store))
         return [f"built {FILE} from the vectors"]
 
 

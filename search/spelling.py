@@ -1,0 +1,54 @@
+"""The command line's spelling of a `search.query.Query`: words, pictures and concepts with `=WEIGHT` behind them."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from search.query import Kind, Term
+from training.errors import CallError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from search.index import Index
+
+WEIGHED = re.compile(r"(?P<value>.+)=(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))", re.DOTALL)
+
+
+def weighed(kind: Kind, text: str, sign: int = 1) -> Term:
+    """A term from `VALUE` or `VALUE=WEIGHT`; the name of a file that is there is taken as it is."""
+    found = WEIGHED.fullmatch(text)
+    if found is None or (kind == "picture" and os.path.lexists(text)):
+        return Term(kind, text, float(sign))
+    return Term(kind, found["value"], sign * float(found["weight"]))
+
+
+def unwanted(index: Index, text: str) -> Term:
+    """What counts against a picture: a picture, where an id, a picture of the index or a file is named; else a text."""
+    term = weighed("text", text, -1)
+    value = term.value
+    is_id = value.isascii() and value.isdigit()
+    if is_id or index.picture_id(value) is not None or (os.path.isfile(value) and "." in value):
+        return Term("picture", value, term.weight)
+    return term
+
+
+def from_stdin(index: Index, terms: Sequence[Term]) -> tuple[list[Term], dict[Term, np.ndarray]]:
+    """Terms, where `-` is read from the standard input: a text's words, or a picture's bytes, whose vector is told."""
+    if sum(term.value == "-" and term.kind != "concept" for term in terms) > 1:
+        raise CallError("the standard input, -, can be read once")
+    found: list[Term] = []
+    vectors: dict[Term, np.ndarray] = {}
+    for term in terms:
+        if term.value != "-" or term.kind == "concept":
+            found.append(term)
+        elif term.kind == "text":
+            found.append(Term("text", sys.stdin.read(), term.weight))
+        else:
+            found.append(term)
+            vectors[term] = index.embed_bytes(sys.stdin.buffer.read())
+    return found, vectors
