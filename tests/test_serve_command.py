@@ -6,6 +6,8 @@ import json
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -84,3 +86,10 @@ def test_a_port_in_use_and_a_missing_index_are_told(run, light_index, tmp_path):
         port = taken.getsockname()[1]
         assert "choose another" in run("serve", "--index", light_index, "--port", port, code=1).stderr
     assert str(tmp_path) in run("serve", "--index", tmp_path / "none", code=1).stderr
+
+
+def test_the_page_is_there_before_torch_is():
+    """Importing torch takes seconds, which nobody should wait for to see the first page."""
+    code = "import sys, search.serve.app; print(sorted({'torch', 'faiss', 'numba', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -10,7 +10,6 @@ import fastapi
 from fastapi import APIRouter, Path, Request
 from starlette.concurrency import run_in_threadpool
 
-from indexer.store.doctor import examine
 from search.answers import Answer, EditState, Hit
 from search.index import Index
 from search.serve import models as m
@@ -155,6 +154,8 @@ def state(here: Here) -> m.IndexModel:
 @router.post("/doctor")
 def doctor(here: Here) -> list[m.FindingModel]:
     """Reads and checks all of the index, as `sparsight doctor` does. That may take a while."""
+    from indexer.store.doctor import examine  # imports torch
+
     if not here.examining.acquire(blocking=False):
         raise CallError("the index is being examined: wait for that answer")
     try:

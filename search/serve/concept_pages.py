@@ -93,7 +93,7 @@ def row(index: Index, concept: Concept, version: str) -> Row:
 
 
 def by_weight(hit: Hit) -> Hit:
-    """The hit with the weights of its concepts in place of what they add: of a concept alone, the others add nothing."""
+    """The hit with the weights of its concepts in place of what they add: of one concept the others add nothing."""
     weighed = sorted(hit.concepts, key=lambda c: -c.weight)
     return replace(hit, concepts=[replace(c, contribution=c.weight) for c in weighed])
 

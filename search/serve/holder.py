@@ -59,10 +59,10 @@ class Holder:
 
     def _load(self) -> None:
         with suppress(SparsightError):
+            with self._open() as apart:  # the first text of all measures unrelated ones: others need not wait for that
+                apart.answer(TEXT)
             with self.index() as index:
-                index.text_encoder, index.D, index.concepts()
-                if len(index):
-                    index.search(concepts=index.concepts()[0].name, k=1)
+                index.answer(TEXT)
             time.sleep(PAUSE)
             import torch  # noqa: F401 (not while others wait for the index)
 
