@@ -118,7 +118,13 @@ def _run(app: App, listener: socket.socket, door: Door, warm: object, opens: boo
                 webbrowser.open(door.address)
 
     config = uvicorn.Config(
-        app, log_config=None, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=3,
     )
     with quiet_pillow():
         Server(config).run([listener])

@@ -12,7 +12,7 @@ from search.answers import Edit, EditState
 from search.serve.address import Word, Words, term
 from search.serve.api import PictureId
 from search.serve.asking import Here, NotHere, check_here
-from search.serve.originals import original
+from search.serve.originals import file_of, shown
 from search.serve.render import render
 from search.serve.view import Links, bars_of, cards_of, longest, score_bars, thumbnail_src
 
@@ -46,7 +46,7 @@ def picture(
         request,
         "picture.html",
         row=row,
-        large=original(row) is not None,
+        large=file_of(row) is not None,
         has_thumbnail=has_thumbnail,
         src=thumbnail_src(image_id, here.holder.version),
         text=text,
@@ -91,9 +91,9 @@ def large(image_id: PictureId, here: Here, if_none_match: Annotated[str, Header(
     with here.holder.index() as index:
         check_here(index, image_id)
         row = index.store.images([image_id])[0]
-    if (jpeg := original(row)) is None:
+    if (data := file_of(row)) is None:
         raise NotHere(f"the file of picture {image_id} is not there any more, or another by now")
-    return jpeg_response(jpeg, if_none_match, keep=False)
+    return jpeg_response(shown(data), if_none_match, keep=False)
 
 
 @router.get("/upload/{name}.jpg")

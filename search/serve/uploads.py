@@ -33,6 +33,7 @@ class Uploads:
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Upload] = OrderedDict()
         self._lock = threading.Lock()
+        self._few = threading.Semaphore(2)  # decoded at a time: each may take some hundred megabytes
 
     def add(self, data: bytes) -> str:
         """Takes a picture; returns its hash. Raises `PictureError` where it is none, damaged or too large."""
@@ -41,7 +42,8 @@ class Uploads:
             if name in self._kept:
                 self._kept.move_to_end(name)
                 return name
-        made = Upload(data, shrunk(decode(data, 512)))
+        with self._few:
+            made = Upload(data, shrunk(decode(data, 512)))
         with self._lock:
             self._kept[name] = made
             while sum(len(u.data) for u in self._kept.values()) > MOST_KEPT:
