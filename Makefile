@@ -13,10 +13,10 @@ export SPARSIGHT_DATA
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=500000000
 
 .DEFAULT_GOAL := help
-.PHONY: help install index test soak train eval bench lint fix clean
+.PHONY: help install index serve test test-page soak train eval bench lint fix clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,8 +32,15 @@ install: $(INSTALLED) ## create .venv and install sparsight in it
 index: $(INSTALLED) ## build both indexes into index/ (CIFAR-10 from SPARSIGHT_DATA, else the bundled embeddings)
 	$(SPARSIGHT) index
 
+serve: $(INSTALLED) ## serve the page over index/, at http://127.0.0.1:8321/
+	$(SPARSIGHT) serve
+
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
+
+test-page: $(INSTALLED) ## test the page in a browser; installs Debian's chromium where it is missing and may be
+	command -v chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
+	$(BIN)/python -m pytest -rs tests/test_page.py tests/test_serve.py tests/test_serve_command.py tests/test_serve_fuzz.py
 
 soak: $(INSTALLED) ## test at length that the store can be trusted: every kill, fault and reader; prints the figures
 	SPARSIGHT_SOAK=1 $(BIN)/python -m pytest -rP --show-capture=stdout \

@@ -81,6 +81,7 @@ COMMANDS = {  # name → the module and the attribute that is the command, and w
     "classify": ("search.cli", "classify", "Zero-shot classification of pictures."),
     "concepts": ("search.cli", "concepts", "Lists concepts, and shows the pictures that hold one."),
     "explain": ("search.cli", "explain", "Shows what each concept adds to a picture's score."),
+    "serve": ("search.serve.command", "serve", "Serves a page to search an index, and a REST interface."),
     "sql": ("indexer.exchange.cli", "sql", "Answers one SQL query on an index."),
     "export": ("indexer.exchange.cli", "export", "Writes an index as plain files."),
     "import": ("indexer.exchange.cli", "import_", "Builds an index from files that `export` wrote."),

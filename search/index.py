@@ -131,11 +131,10 @@ class Index:
         known = vectors or {}
 
         def vector_of(term: Term) -> np.ndarray:
-            if term in known:
-                return known[term]
             if term.kind == "text":
-                return self.embed_text(term.value)
-            return self._query_of(term.value, "sparse" if query.resolved_mode == "sparse" else "dense")
+                return known[term] if term in known else self.embed_text(term.value)
+            mode: Mode = "sparse" if query.resolved_mode == "sparse" else "dense"
+            return self._query_of(term.value, mode, known.get(term))
 
         allowed = allowed_pictures(self.store, query, self.concept_id)
         chance = lambda: index_chance(self._engine, self.text_encoder.encode_texts)  # noqa: E731
@@ -326,9 +325,12 @@ class Index:
         earlier, self._engine = self._engine, Engine(self.store.folder)
         earlier.close()
 
-    def _query_of(self, picture: Picture, mode: Mode) -> np.ndarray:
-        """What to search by for a picture: x (d,), and in sparse mode w D, normalised, so that its concepts decide."""
-        x, image_id = self.embed_picture(picture)
+    def _query_of(self, picture: Picture, mode: Mode, known: np.ndarray | None = None) -> np.ndarray:
+        """What to search by for a picture: x (d,), and in sparse mode w D, normalised, so that its concepts decide.
+
+        known: its embedding, where that was made already.
+        """
+        x, image_id = self.embed_picture(picture) if known is None else (known, None)
         if mode == "dense":
             return x
         code = self._code(x, image_id)

@@ -1,0 +1,92 @@
+"""The one open index that all requests share.
+
+The libraries below (DuckDB's connection, the mapped files, compiled kernels) are not made for several threads at once,
+so a request has the index to itself while it asks; what it renders, it renders afterwards. A new generation of the
+index is taken up at the next request; until then answers come from the one that is open, whole as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from indexer.store import Store
+from search.index import Index
+from search.query import Query, Term
+from training.errors import SparsightError
+
+TEXT = Query((Term("text", "picture"),), k=1)
+PAUSE = 2.0  # seconds: importing torch takes so many of a processor that the first page would wait for it
+
+
+class Opening(NamedTuple):
+    """What to open: the folder of the index, its encoder where that lies elsewhere now, where torch computes."""
+
+    folder: Path
+    encoder: str | None = None
+    device: str = "auto"
+
+
+class Holder:
+    """Keeps an index open, and its encoder loaded. Raises `SparsightError` where there is no index to open."""
+
+    def __init__(self, opening: Opening):
+        self.opening = opening
+        self._lock = threading.Lock()
+        self._index = self._open()
+        self.version = version_of(self._index.store)
+        self.trouble = ""  # why a newer generation could not be opened
+
+    @contextmanager
+    def index(self) -> Iterator[Index]:
+        """The index of the newest generation, for one thread at a time."""
+        with self._lock:
+            self._renew()
+            yield self._index
+
+    def close(self) -> None:
+        with self._lock:
+            self._index.close()
+
+    def warm(self) -> None:
+        """Loads what the first query would wait for, in the background; a fault shows itself when it is asked for."""
+        threading.Thread(target=self._load, daemon=True).start()
+
+    def _load(self) -> None:
+        with suppress(SparsightError):
+            with self._open() as apart:  # the first text of all measures unrelated ones: others need not wait for that
+                apart.answer(TEXT)
+            with self.index() as index:
+                index.answer(TEXT)
+            time.sleep(PAUSE)
+            import torch  # noqa: F401 (not while others wait for the index)
+
+            with self.index() as index:
+                index.encoder  # noqa: B018
+
+    def _open(self) -> Index:
+        return Index(self.opening.folder, encoder=self.opening.encoder, device=self.opening.device)
+
+    def _renew(self) -> None:
+        if self._index.store.is_current():
+            return
+        try:
+            newer = self._open()
+        except SparsightError as e:  # removed, or damaged: the one that is open still answers
+            self.trouble = str(e)
+            return
+        self._index.close()
+        self._index, self.trouble = newer, ""
+        self.version = version_of(newer.store)
+
+
+def version_of(store: Store) -> str:
+    """A short text that is another for every generation and every rebuild: addresses of thumbnails carry it."""
+    meta = store.meta
+    told = (meta.generation, meta.n, meta.next_id, meta.vectors_file, meta.thumbnails_file, meta.dictionary_fingerprint)
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
