@@ -35,8 +35,8 @@ index: $(INSTALLED) ## build both indexes into index/ (CIFAR-10 from SPARSIGHT_D
 serve: $(INSTALLED) ## serve the page over index/, at http://127.0.0.1:8321/
 	$(SPARSIGHT) serve
 
-test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## run the tests, a process for each core up to four
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-page: $(INSTALLED) ## test the page in a browser; installs Debian's chromium where it is missing and may be
 	command -v chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
