@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -330,13 +331,15 @@ def test_a_new_generation_is_taken_up_without_a_restart(small_encoder_dir, pictu
     run("add", folder, "--index", index)
     assert client.get("/api/state").json()["pictures"] == 13
     assert client.get("/picture/12").status_code == 200
-    for file in index.iterdir():
-        if file.is_file():
-            file.unlink()
+    shutil.rmtree(index)
     state = client.get("/api/state").json()
     assert state["pictures"] == 13
     assert state["trouble"]
-    assert "cannot be opened" in client.get("/").text
+    for path in ("/", "/state", "/?text=ship", "/picture/12", "/concepts"):
+        page = client.get(path)
+        assert page.status_code == 200, path
+        assert "cannot be opened" in page.text
+    assert client.get("/thumbnail/12.jpg").status_code == 200
 
 
 # Who is let in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -68,12 +69,12 @@ def examined(request: Request, here: Here) -> Response:
 def _state(request: Request, here: Serving, findings: list[Any] | None) -> Response:
     with here.holder.index() as index:
         store = index.store
-        sizes = {name: size for name, size in store.disk_bytes().items() if ":" not in name}
         skipped, meta, classes = store.skipped(), store.meta, len(store.classes().names)
-        try:
+        sizes: dict[str, int] = {}
+        when = None
+        with suppress(OSError):  # the folder may be gone; what is open still answers
+            sizes = {name: size for name, size in store.disk_bytes().items() if ":" not in name}
             when = datetime.fromtimestamp((store.folder / DATABASE).stat().st_mtime).astimezone()
-        except OSError:
-            when = None
         folder = store.folder
     page = render(
         request,
