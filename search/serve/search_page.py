@@ -24,7 +24,7 @@ router = APIRouter(include_in_schema=False)
 MOST_K = 100  # hits on one page
 BESIDE_K = 24  # of each where two answers stand side by side
 EXAMPLES = 12
-RAREST = 6
+RAREST = 2.5  # in powers of ten: the null distribution of an index has some hundred texts
 
 
 class PageAddress(Address):
