@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.answers import Answer, Code, Hit, contributions
+from search.answers import Answer, Hit, contributions
 from search.chance import LEVEL, Chance
 from search.engine import Engine
 from search.grouping import diversified, grouped
@@ -207,7 +207,7 @@ def _held(engine: Engine, wanted: Wanted) -> Scores | None:
         return None
 
     def score(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes = [Code(*code) for code in engine.store.codes_of(ids.tolist())]
+        codes = engine.codes_of(ids.tolist())
         plain = np.array([float(c.weights @ wanted.s[c.ids]) for c in codes])
         loss = [sum(a * max(0.0, float(c.weights @ Du[c.ids])) for a, _, Du in wanted.against) for c in codes]
         return plain, plain - np.array(loss)
@@ -272,7 +272,7 @@ def _hits(
 ) -> list[Hit]:
     """Hits with their parts, in the order given."""
     ids = ranked.ids.tolist()
-    codes = [Code(*code) for code in engine.store.codes_of(ids)]
+    codes = engine.codes_of(ids)
     X = None if mode == "sparse" else engine.store.embeddings_of(ids).astype(np.float64)
     hits = []
     for at, (row, code) in enumerate(zip(engine.store.images(ids), codes, strict=True)):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -113,9 +114,19 @@ def measure_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray])
 
 
 def index_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
-    """The distribution of an index: that of the file beside it, else measured now, and kept where it can be."""
-    if (kept := _kept(engine)) is not None:
-        return kept
+    """The distribution of an index: that of the file beside it, else measured now, and kept where it can be.
+
+    It is read or measured once for each engine, so that an index whose folder may not be written stays quick.
+    """
+    if engine not in _KNOWN:
+        _KNOWN[engine] = _kept(engine) or _measured(engine, embed)
+    return _KNOWN[engine]
+
+
+_KNOWN: WeakKeyDictionary[Engine, Chance] = WeakKeyDictionary()
+
+
+def _measured(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
     chance = measure_chance(engine, embed)
     held = {
         "key": _key(engine),

@@ -113,6 +113,11 @@ class Engine:
         """The code of a picture of the index, as it is stored."""
         return Code(*self.store.codes_of([image_id])[0])
 
+    def codes_of(self, image_ids: list[int]) -> list[Code]:
+        """The codes of pictures of the index, from memory where a query has put them there."""
+        held = self.inverted.codes_of(image_ids) if "inverted" in self.__dict__ else None
+        return [Code(*code) for code in (self.store.codes_of(image_ids) if held is None else held)]
+
     def encode(self, x: np.ndarray) -> Code:
         """The code of an embedding x (d,), with the settings that the index's pictures were coded with."""
         from indexer.coding import encode_sparse
@@ -126,10 +131,9 @@ class Engine:
 
     def _hits(self, ids: list[int], scores: list[float], s: np.ndarray) -> list[Hit]:
         """Hits in the order given; s (m,): the score of each concept."""
-        codes = self.inverted.codes_of(ids) if "inverted" in self.__dict__ else None
-        found = zip(self.store.images(ids), scores, codes or self.store.codes_of(ids), strict=True)
+        found = zip(self.store.images(ids), scores, self.codes_of(ids), strict=True)
         return [
-            Hit(rank, row.image_id, float(score), row.path, row.label, contributions(Code(*code), s, self.names))
+            Hit(rank, row.image_id, float(score), row.path, row.label, contributions(code, s, self.names))
             for rank, (row, score, code) in enumerate(found, 1)
         ]
 
