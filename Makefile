@@ -36,7 +36,7 @@ serve: $(INSTALLED) ## serve the page over index/, at http://127.0.0.1:8321/
 	$(SPARSIGHT) serve
 
 test: $(INSTALLED) ## run the tests, a process for each core up to four
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -rs -n auto --maxprocesses 4 --dist loadfile
 
 test-page: $(INSTALLED) ## test the page in a browser; installs Debian's chromium where it is missing and may be
 	command -v chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
