@@ -158,7 +158,7 @@ def _ranked(engine: Engine, wanted: Wanted, query: Query, k: int, allowed: np.nd
     mode = query.resolved_mode
     if mode == "sparse":
         found = _penalised(lambda size: _sparse(engine, wanted, size, allowed), _held(engine, wanted), k)
-        keep = np.flatnonzero(found.scores > 0) if wanted.only_concepts else np.arange(len(found.ids))
+        keep = np.flatnonzero(found.plain > 0) if wanted.only_concepts else np.arange(len(found.ids))
         return found.take(keep)
     exact = _embedded(engine, wanted)
     if mode == "dense":

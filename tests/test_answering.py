@@ -85,8 +85,9 @@ def brute_force(index: Index, query: Query) -> tuple[np.ndarray, np.ndarray]:
         keep &= np.array([r.label != "ship" and r.image_id < 100 for r in rows])
     if query.path:
         keep &= np.array([r.path[-5:] == "5.png" and r.path[-7] == "0" for r in rows])
-    if sparse and all(term.kind == "concept" for term in query.terms) and any(t.weight > 0 for t in query.terms):
-        keep &= scores > 0
+    positive = [term.kind for term in query.terms if term.weight > 0]
+    if sparse and positive and set(positive) == {"concept"}:  # a picture must hold what alone is wanted
+        keep &= own > 0
     return store.image_ids[keep], scores[keep]
 
 

@@ -77,4 +77,5 @@ def test_an_installed_wheel_indexes_and_answers(installed):
         json.loads(line) for line in run(sparsight, "search", "a fire engine", "--json", cwd=installed).splitlines()
     ]
     assert [hit["label"] for hit in hits] == ["truck"] * 10
-    assert hits[0]["score"] == pytest.approx(sum(c["contribution"] for c in hits[0]["concepts"]), abs=1e-4)
+    parts = sum(c["contribution"] for c in hits[0]["concepts"]) + hits[0]["rest"]
+    assert hits[0]["score"] == pytest.approx(parts, abs=1e-4)
