@@ -177,9 +177,10 @@ def test_each_package_runs_the_root_commands_by_itself():
     from indexer.cli import builds
     from indexer.exchange.cli import export, import_, sql
     from search.cli import queries
+    from search.serve.command import serve
     from training.cli import train
 
-    alone = [train, *builds.commands.values(), *queries.commands.values(), sql, export, import_, evaluate]
+    alone = [train, *builds.commands.values(), *queries.commands.values(), serve, sql, export, import_, evaluate]
     assert {command.name: command for command in alone} == {
         name: main.get_command(None, name) for name in main.list_commands(None)
     }

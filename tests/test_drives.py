@@ -111,8 +111,9 @@ def test_an_installation_that_nobody_can_write_compiles_anew(tmp_path):
     (tmp_path / "double.py").write_text(
         "from training.compiled import compiled\n@compiled()\ndef double(x):\n    return 2 * x\n"
     )
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if "pytest" in str(folder):
+            folder.chmod(0o755)
     env = {**os.environ, "HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent", "PYTHONPATH": os.getcwd()}
     env.pop("NUMBA_CACHE_DIR", None)
     done = subprocess.run([sys.executable, "-c", NOBODY], cwd=tmp_path, env=env, capture_output=True, text=True)

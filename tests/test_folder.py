@@ -143,7 +143,7 @@ def test_search_finds_and_shows_the_pictures(run, album, album_index, tmp_path):
     ship = next((album / "ship").iterdir())
     for mode in ("dense", "sparse"):
         at = ("-k", 5, "--mode", mode, "--json", "--index", album_index)
-        assert len(run("search", "a ship", *at).stdout.splitlines()) == 5
+        assert len(run("search", "a ship", "--all", *at).stdout.splitlines()) == 5
         hits = [json.loads(line) for line in run("search", "--picture", ship, *at).stdout.splitlines()]
         assert mode == "sparse" or hits[0]["path"] == str(ship)
         assert all(Path(h["path"]).is_file() for h in hits)
@@ -154,7 +154,7 @@ def test_search_finds_and_shows_the_pictures(run, album, album_index, tmp_path):
 
 
 def test_a_printed_path_names_its_picture(run, album_index, album, monkeypatch):
-    hit = json.loads(run("search", "a cat", "-k", 1, "--json", "--index", album_index).stdout)
+    hit = json.loads(run("search", "a cat", "-k", 1, "--all", "--json", "--index", album_index).stdout)
     assert json.loads(run("explain", hit["path"], "--json", "--index", album_index).stdout)["target"] == hit["path"]
     again = run("search", "--picture", hit["path"], "--mode", "dense", "-k", 1, "--json", "--index", album_index).stdout
     assert json.loads(again)["id"] == hit["id"]

@@ -256,7 +256,7 @@ def test_an_index_is_centred_and_so_are_its_queries(run, index, pictures):
         np.testing.assert_allclose(store.classes().T, unit(D - D.mean(0)), atol=1e-4)
         np.testing.assert_allclose(store.dictionary(), unit(D - D.mean(0))[: len(store.concepts())], atol=1e-4)
         stored = store.embeddings()
-    hits = json.loads(run("search", "a ship", "--mode", "dense", "-k", 1, "--json", "--index", folder).stdout)
+    hits = json.loads(run("search", "a ship", "--mode", "dense", "-k", 1, "--all", "--json", "--index", folder).stdout)
     t = unit(raw.encode_texts(["a ship"]) - D.mean(0))[0]
     assert hits["score"] == pytest.approx(float((stored @ t).max()), abs=1e-4)
     assert hits["id"] == int((stored @ t).argmax())
@@ -271,7 +271,7 @@ def test_every_command_answers(run, index, pictures, tmp_path):
         assert len(found) == 5
         if mode == "dense":
             assert json.loads(found[0])["score"] == pytest.approx(1, abs=0.01)  # upscaled as the indexed one was
-        hits = [json.loads(line) for line in run("search", "a cat", "--mode", mode, *at).stdout.splitlines()]
+        hits = [json.loads(line) for line in run("search", "a cat", "--all", "--mode", mode, *at).stdout.splitlines()]
         assert len(hits) == 10
         if mode == "sparse":
             assert all(
@@ -321,7 +321,7 @@ def test_few_pictures_have_unit_embeddings(run, folders, pictures, tmp_path, n):
     index_pictures(tmp_path, pictures.first(n), open_encoder(str(folders["clip"])), IndexConfig(dictionary="classes"))
     with Store(tmp_path) as store:
         np.testing.assert_allclose(np.linalg.norm(store.embeddings(), axis=1), 1, atol=1e-5)
-    assert run("search", "a cat", "--index", tmp_path).stdout
+    assert run("search", "a cat", "--all", "--index", tmp_path).stdout
 
 
 def test_centring_by_hand():

@@ -61,10 +61,11 @@ def index(album, small_encoder_dir, tmp_path_factory) -> Path:
 
 def test_what_is_printed_is_taken_back(run, index, album):
     found = [
-        json.loads(line) for line in run("search", "cat", "-k", 99, "--json", "--index", index).stdout.splitlines()
+        json.loads(line)
+        for line in run("search", "cat", "-k", 99, "--all", "--json", "--index", index).stdout.splitlines()
     ]
     assert len(found) == len(list(album.iterdir()))
-    shown = run("search", "cat", "-k", 99, "--index", index).stdout
+    shown = run("search", "cat", "-k", 99, "--all", "--index", index).stdout
     for hit in found:
         name = printable(hit["path"])
         assert name in shown

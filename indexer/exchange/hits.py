@@ -13,7 +13,8 @@ from training.errors import SparsightError
 from training.files import write_whole
 
 HITS = """[{"rank": "INTEGER", "id": "INTEGER", "score": "DOUBLE", "path": "VARCHAR", "label": "VARCHAR",
-           "concepts": [{"name": "VARCHAR", "weight": "DOUBLE", "contribution": "DOUBLE"}]}]"""
+           "concepts": [{"name": "VARCHAR", "weight": "DOUBLE", "contribution": "DOUBLE"}], "rest": "DOUBLE",
+           "chance": "DOUBLE", "matches": "BOOLEAN", "others": ["INTEGER"]}]"""
 
 
 def write_hits(path: Path, hits: Sequence[dict[str, Any]]) -> None:

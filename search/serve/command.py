@@ -74,6 +74,7 @@ def serve(
     finally:
         holder.close()
     click.echo("stopped", err=True)
+    holder.leave()
 
 
 @contextmanager

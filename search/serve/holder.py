@@ -8,6 +8,8 @@ index is taken up at the next request; until then answers come from the one that
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -38,6 +40,7 @@ class Holder:
     def __init__(self, opening: Opening):
         self.opening = opening
         self._lock = threading.Lock()
+        self._loading: threading.Thread | None = None
         self._index = self._open()
         self.version = version_of(self._index.store)
         self.trouble = ""  # why a newer generation could not be opened
@@ -55,7 +58,17 @@ class Holder:
 
     def warm(self) -> None:
         """Loads what the first query would wait for, in the background; a fault shows itself when it is asked for."""
-        threading.Thread(target=self._load, daemon=True).start()
+        self._loading = threading.Thread(target=self._load, daemon=True)
+        self._loading.start()
+
+    def leave(self) -> None:
+        """Ends the process where something is still being loaded: Python would end that thread, and with it abort."""
+        if self._loading is not None and self._loading.is_alive():
+            self._loading.join(0.2)
+            if self._loading.is_alive():
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+                os._exit(0)
 
     def _load(self) -> None:
         with suppress(SparsightError):
