@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from training.encoders import Encoder
 
 DESCRIPTIONS = (
-    "Flat", "IVF1024,Flat", "HNSW32,Flat", "IVF256_HNSW32,Flat", "PCA64,Flat", "SQ8", "SQ4", "PQ16", "PQ32", "OPQ16,PQ16",
-    "OPQ32,PQ32", "RQ8x6", "LSQ8x6", "IVF256,PQ16", "PCA64,IVF256,SQ8", "IVF256,PQ32x4fs,RFlat", "LSH",
+    "Flat", "IVF1024,Flat", "HNSW32,Flat", "IVF256_HNSW32,Flat", "PCA64,Flat", "SQ8", "SQ4", "PQ16", "PQ32",
+    "OPQ16,PQ16", "OPQ32,PQ32", "RQ8x6", "LSQ8x6", "IVF256,PQ16", "PCA64,IVF256,SQ8", "IVF256,PQ32x4fs,RFlat", "LSH",
 )  # fmt: skip
 QUERIES = 200  # pictures; and as many texts at most
 K = 10
