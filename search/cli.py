@@ -228,7 +228,10 @@ def concepts(name: str | None, near: bool, k: int, source: Source, output: Outpu
             found = index.near_concepts(name, k)
             _print_records([{"name": n, "cosine": round(cosine, 4)} for n, cosine in found], output.as_json)
         else:
-            _print_hits(index, index.search(concepts=name, k=k), output)
+            hits = index.search(concepts=name, k=k)
+            _print_hits(index, hits, output)
+            if 0 < len(hits) < k:
+                click.echo(f"note: {len(hits)} hits, {k} were asked for: no other picture holds it", err=True)
 
 
 @click.command(cls=Command)
@@ -269,6 +272,8 @@ def _print_answer(index: Index, answer: Answer, output: Output) -> None:
     if answer.left_out:
         what = "nothing here matches" if not answer.hits else f"{answer.left_out} more do not match"
         click.echo(f"{what}: unrelated texts find as good ones (--all shows them)", err=True)
+    elif 0 < len(answer.hits) < answer.query.k:
+        click.echo(f"note: {len(answer.hits)} hits, {answer.query.k} were asked for: there are no more", err=True)
 
 
 def _print_hits(index: Index, hits: list[Hit], output: Output, answer: Answer | None = None) -> None:

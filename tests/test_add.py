@@ -370,6 +370,20 @@ def test_any_dense_index_follows(folder, encoder, pictures, tmp_path, factory):
         assert 22 not in [h.id for h in searcher.search_vector(x, 30, "dense")]
 
 
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [("IVF64,Flat", "needs at least 64 pictures to train on, and there are 20"), ("PQ7", "PQ7"), ("Flatt", "Flatt")],
+)
+def test_a_dense_index_that_cannot_be_is_refused_before_anything_is_encoded(
+    run, folder, small_encoder_dir, tmp_path, factory, reason
+):
+    at = ["--index", tmp_path / "index", "--encoder", small_encoder_dir]
+    result = run("index", folder, *at, "--dense", factory, code=2)
+    assert reason in result.stderr
+    assert "encode " not in result.stderr
+    assert not (tmp_path / "index").exists()
+
+
 def test_where_too_few_are_left_to_train_a_factory_every_row_is_scored(folder, encoder, tmp_path):
     index_folder(tmp_path / "index", folder, encoder, IndexConfig(dense="IVF15,Flat"))
     remove_pictures(tmp_path / "index", [str(i) for i in range(10)])

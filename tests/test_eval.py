@@ -297,7 +297,7 @@ def test_the_page_and_the_summary_hold_the_figures(bundled_report):
     for text in (html, bundled_report.summary):
         assert "CIFAR-10 train split, captions" in text
         assert "McNemar" in text
-        assert "recall@10 of dense neighbours" in text
+        assert "recall@10 of dense" in text
         assert f"{r['sparse']['accuracy']:.4f}" in text
         assert f"{r['baselines'][-1]['recall_of_dense']:.3f}" in text
         assert "sparse within 8 bytes" in text

@@ -59,6 +59,20 @@ def index(album, small_encoder_dir, tmp_path_factory) -> Path:
     return index
 
 
+@pytest.mark.parametrize("text", [r"\Uffffffff", r"\ud800", r"\udcff", r"\x00", r"\U0000d800", r"\u12", "\\"])
+def test_what_looks_like_an_escape_and_is_none_is_refused_in_one_line(run, index, text):
+    for command in (["explain"], ["search", "--picture"], ["classify", "--classes", "cat,dog"]):
+        assert "is neither a file nor a picture" in run(*command, text, "--index", index, code=1).stderr
+    assert "names no picture" in run("remove", "--dry-run", text, "--index", index, code=2).stderr
+    assert "unknown concept" in run("concepts", text, "--index", index, code=2).stderr
+
+
+def test_fewer_hits_than_asked_for_are_said(run, index, album):
+    at, n = ["--index", index, "--json"], len(list(album.iterdir()))
+    assert f"note: {n} hits, 99 were asked for" in run("search", "--all", "cat", "-k", 99, *at).stderr
+    assert run("search", "--all", "cat", "-k", n, *at).stderr == ""
+
+
 def test_what_is_printed_is_taken_back(run, index, album):
     found = [
         json.loads(line)

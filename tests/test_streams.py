@@ -99,6 +99,7 @@ def test_an_encoding_without_a_character_shows_another(folder, encoding):
         for name in COMMANDS:
             assert shell('"$@"', name, "--help", folder=folder, **env).stderr == ""
         assert shell('"$@"', "search", "λ…\u202f🐴", folder=folder, **env).returncode == 0
+        assert shell('"$@"', "concepts", "λ…é", folder=folder, **env).stderr.isascii()
         done = shell('"$@"', "explain", "λ…\u202f🐴.png", folder=folder, **env)
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
         lines = shell('"$@"', "sql", "SELECT 'λ…' AS word", "--json", folder=folder, **env).stdout.splitlines()

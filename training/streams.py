@@ -20,20 +20,29 @@ class ReaderGone(Exception):
     """Whoever read the standard output has all that they wanted, as `head` has: no fault."""
 
 
-class Results(io.TextIOWrapper):
+class _Stream(io.TextIOWrapper):
+    """Text that is shown as far as a stream's encoding goes."""
+
+    def __init__(self, stream: TextIO, *, is_line: bool):
+        self._shown = stream.encoding
+        # click takes a stream of ASCII for a mistake, and writes UTF-8 past it: so what it gets is called UTF-8
+        encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
+        super().__init__(stream.detach(), encoding, HANDLER, line_buffering=is_line)  # type: ignore[attr-defined]
+
+    def write(self, text: str) -> int:
+        return super().write(text.encode(self._shown, HANDLER).decode(self._shown))
+
+
+class Results(_Stream):
     """The standard output. Raises `ReaderGone` where nobody reads it any more, `SparsightError` where it cannot be
     written; from then on it writes nowhere, so that the program's end does not fail again."""
 
     def __init__(self, stream: TextIO):
-        self._shown = stream.encoding
-        # click takes a stream of ASCII for a mistake, and writes UTF-8 past it: so what it gets is called UTF-8
-        encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
-        seen = stream.isatty()
-        super().__init__(stream.detach(), encoding, HANDLER, line_buffering=seen)  # type: ignore[attr-defined]
+        super().__init__(stream, is_line=stream.isatty())
 
     def write(self, text: str) -> int:
         try:
-            return super().write(text.encode(self._shown, HANDLER).decode(self._shown))
+            return super().write(text)
         except OSError as e:
             raise self._broken(e) from e
 
@@ -52,12 +61,11 @@ class Results(io.TextIOWrapper):
         return SparsightError(f"cannot write to the standard output: {e.strerror}")
 
 
-class Messages(io.TextIOWrapper):
+class Messages(_Stream):
     """The standard error: what cannot be told there is lost, and the work goes on."""
 
     def __init__(self, stream: TextIO):
-        encoding = stream.encoding
-        super().__init__(stream.detach(), encoding, HANDLER, line_buffering=True)  # type: ignore[attr-defined]
+        super().__init__(stream, is_line=True)
 
     def write(self, text: str) -> int:
         try:

@@ -17,7 +17,8 @@ from training.files import full_path, path_text, real_place
 if TYPE_CHECKING:
     from indexer.store.reader import Store
 
-ESCAPE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[nrt])")
+CHARACTER = "u(?:(?!d[89a-f])[0-9a-f]{4}|dc[89a-f][0-9a-f])"  # or a byte of a path that is no text; no other surrogate
+ESCAPE = re.compile(rf"\\(?:x[0-9a-f]{{2}}|{CHARACTER}|U000[1-9a-f][0-9a-f]{{4}}|U0010[0-9a-f]{{4}}|[nrt])")
 
 
 def picture_at(store: Store, target: str) -> int | None:
