@@ -73,7 +73,8 @@ def test_fewer_hits_than_asked_for_are_said(run, index, album):
     assert run("search", "--all", "cat", "-k", n, *at).stderr == ""
 
 
-def test_what_is_printed_is_taken_back(run, index, album):
+def test_what_is_printed_is_taken_back(run, index, album, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
     found = [
         json.loads(line)
         for line in run("search", "cat", "-k", 99, "--all", "--json", "--index", index).stdout.splitlines()
