@@ -42,7 +42,7 @@ class Visit:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def until(self, what):
-        return WebDriverWait(self.driver, 20).until(lambda _: what())
+        return WebDriverWait(self.driver, 120).until(lambda _: what())
 
     @property
     def query(self) -> dict[str, list[str]]:
