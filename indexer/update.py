@@ -35,7 +35,7 @@ from indexer.store import (
     refuse_no_index,
     writing,
 )
-from indexer.store.naming import existing_file, pictures_at
+from indexer.store.naming import existing_file, is_id, pictures_at
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
 from training.errors import CallError, SparsightError
@@ -288,7 +288,7 @@ def _chosen(store: Store, targets: Sequence[str], missing: bool, sure: bool) -> 
 
 def _named(store: Store, target: str) -> dict[int, str]:
     """The pictures that an id, a path or a folder names."""
-    if target.isascii() and target.isdigit():
+    if is_id(target):
         rows = store.rows("SELECT image_id, path FROM images WHERE image_id = try_cast(? AS INTEGER)", [target])
         return dict(rows)
     return pictures_at(store, target)

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 CANDIDATES = 200  # that hybrid mode scores at the least
 MANY = 10  # times k: candidates of hybrid mode, and of groups and diversity
 FUSION = 60  # of reciprocal rank fusion (Cormack, Clarke & Büttcher 2009)
-BLOCK = 1 << 15  # rows of X that are scored at a time
 
 
 @dataclass(frozen=True)
@@ -260,8 +259,7 @@ def _dense(engine: Engine, p: np.ndarray, size: int, allowed: np.ndarray | None)
         held = ids[0] >= 0
         return ids[0][held], scores[0][held].astype(np.float64)
     places = np.flatnonzero(allowed[store.image_ids])
-    blocks = [places[i : i + BLOCK] for i in range(0, len(places), BLOCK)]
-    scores = np.concatenate([store.embeddings(block) @ p.astype(np.float32) for block in blocks])
+    scores = engine.dense_scores(p, places)
     ids = store.image_ids[places]
     best = top_k(scores, size, ids)
     return ids[best], scores[best].astype(np.float64)
@@ -283,11 +281,7 @@ def _hits(
         parts = contributions(code, q, engine.names)
         total = sum(part.contribution for part in parts)
         score = total if X is None else float(ranked.scores[at])
-        chance = (
-            judge.of(float(ranked.plain[at] if X is not None else code.weights @ wanted.s[code.ids]), mode)
-            if judge
-            else None
-        )
+        chance = judge.of(float(ranked.plain[at]), mode) if judge else None
         hits.append(
             Hit(
                 rank=at + 1,

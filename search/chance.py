@@ -14,8 +14,8 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -67,32 +67,11 @@ class Chance:
         return float("inf") if most < 0 else float(np.nextafter(best[len(best) - 1 - most], np.inf))
 
 
-def unrelated_texts() -> list[str]:
+@cache
+def unrelated_texts() -> tuple[str, ...]:
     """Words that mean nothing in pictures, always the same."""
     draw = random.Random(20)
-    starts = [
-        "b",
-        "d",
-        "f",
-        "g",
-        "k",
-        "l",
-        "m",
-        "n",
-        "p",
-        "qu",
-        "r",
-        "s",
-        "t",
-        "v",
-        "w",
-        "z",
-        "bl",
-        "dr",
-        "kr",
-        "pl",
-        "tr",
-    ]
+    starts = (*"bdfgklmnp", "qu", *"rstvwz", "bl", "dr", "kr", "pl", "tr")
     middles, ends = "aeiou", "bgklmnprtx"
     made_up: set[str] = set()
     while len(made_up) < MADE_UP:
@@ -100,7 +79,7 @@ def unrelated_texts() -> list[str]:
             "".join(draw.choice(starts) + draw.choice(middles) for _ in range(draw.choice((2, 2, 3))))
             + draw.choice(ends)
         )
-    return [*sorted(made_up), *ABSTRACT.split()]
+    return (*sorted(made_up), *ABSTRACT.split())
 
 
 def measure_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
@@ -114,16 +93,8 @@ def measure_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray])
 
 
 def index_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
-    """The distribution of an index: that of the file beside it, else measured now, and kept where it can be.
-
-    It is read or measured once for each engine, so that an index whose folder may not be written stays quick.
-    """
-    if engine not in _KNOWN:
-        _KNOWN[engine] = _kept(engine) or _measured(engine, embed)
-    return _KNOWN[engine]
-
-
-_KNOWN: WeakKeyDictionary[Engine, Chance] = WeakKeyDictionary()
+    """The distribution of an index: that of the file beside it, else measured now, and kept where it can be."""
+    return _kept(engine) or _measured(engine, embed)
 
 
 def _measured(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:

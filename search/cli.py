@@ -139,20 +139,19 @@ class Asked:
 
     def check(self) -> None:
         """Raises `CallError` for what makes no sense, before anything is read."""
-        terms = [weighed("picture", p) for p in self.like] + [weighed("concept", c) for c in self.concepts]
-        terms += [weighed("text", t, -1) for t in self.unlike]
-        if self.text is not None:
-            terms.append(weighed("text", self.text))
-        Query(tuple(terms), **self.rules)
+        Query(tuple(self._terms(lambda text: weighed("text", text, -1))), **self.rules)
 
     def query(self, index: Index) -> tuple[Query, dict[Term, np.ndarray]]:
-        """The query, and the vectors of what was read from the standard input."""
+        """The query, and the vectors of its texts and of what was read from the standard input."""
+        terms, vectors = from_stdin(index, self._terms(functools.partial(unwanted, index)))
+        vectors |= {term: index.embed_text(term.value) for term in terms if term.kind == "text"}
+        return Query(tuple(terms), **self.rules), vectors
+
+    def _terms(self, unlike: Callable[[str], Term]) -> list[Term]:
         terms = [Term("text", self.text)] if self.text is not None else []
         terms += [weighed("picture", picture) for picture in self.like]
         terms += [weighed("concept", concept) for concept in self.concepts]
-        terms += [unwanted(index, text) for text in self.unlike]
-        terms, vectors = from_stdin(index, terms)
-        return Query(tuple(terms), **self.rules), vectors
+        return terms + [unlike(text) for text in self.unlike]
 
 
 @click.command(cls=Command)
@@ -173,7 +172,7 @@ def search(asked: Asked, out: Path | None, source: Source, output: Output) -> No
         query, vectors = asked.query(index)
         answer = index.answer(query, vectors)
         for term in query.terms:
-            if term.kind == "text" and term.weight > 0 and (far := index.far_from_all(index.embed_text(term.value))):
+            if term.kind == "text" and term.weight > 0 and (far := index.far_from_all(vectors[term])):
                 nearest = f"(nearest: {far[0]}, cosine {far[1]:.2f})"
                 click.echo(f"note: {term.value!r} is near no concept here {nearest}", err=True)
         _print_answer(index, answer, output)

@@ -28,9 +28,7 @@ def edit_code(code: Code, without: Sequence[int], with_: Mapping[int, float]) ->
 def edited(engine: Engine, code: Code, changed: Code, t: np.ndarray | None, image_id: int | None) -> Edit:
     """What two codes of a picture mean. t (d,): a text's vector, for ranks; image_id: the picture, which is no
     neighbour of its own."""
-    totals = None if t is None else sparse_scores(engine, t)
-    if totals is not None and image_id is not None:
-        totals = np.delete(totals, int(np.searchsorted(engine.store.image_ids, image_id)))
+    totals = None if t is None else of_others(engine, sparse_scores(engine, t), image_id)
     return Edit(_state(engine, code, t, totals, image_id), _state(engine, changed, t, totals, image_id))
 
 
@@ -41,11 +39,9 @@ def sparse_scores(engine: Engine, t: np.ndarray) -> np.ndarray:
     return found.scores[np.argsort(found.ids)]
 
 
-def dense_scores(engine: Engine, t: np.ndarray, block: int = 1 << 15) -> np.ndarray:
-    """(n,) the score x·t of every picture, in the order of their ids."""
-    places = np.arange(len(engine.store))
-    blocks = [places[i : i + block] for i in range(0, len(places), block)]
-    return np.concatenate([engine.store.embeddings(block) @ t.astype(np.float32) for block in blocks])
+def of_others(engine: Engine, scores: np.ndarray, image_id: int | None) -> np.ndarray:
+    """The scores (n,) of every picture without that of one of them; all where that is none of the index."""
+    return scores if image_id is None else np.delete(scores, np.searchsorted(engine.store.image_ids, image_id))
 
 
 def rank_of(score: float, others: np.ndarray) -> int:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from indexer.store.dense import DenseIndex
     from search.inverted import Inverted
 
+BLOCK = 1 << 15  # rows of X that are scored at a time
+
 
 class Engine:
     """Answers queries that are vectors or concept ids. It reads each part of the index when it is first needed.
@@ -100,6 +102,13 @@ class Engine:
             found = (self.inverted if all_are_read else Inverted(self.store.postings(ids))).search(s, k)
         held = found.scores > 0
         return self._hits(found.ids[held].tolist(), found.scores[held].tolist(), s)
+
+    def dense_scores(self, t: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+        """The exact scores x·t of every picture (n,), by id, or of those at some places (k,) of 0 … n − 1."""
+        every = np.arange(len(self.store)) if places is None else places
+        t = t.astype(np.float32)
+        blocks = [every[i : i + BLOCK] for i in range(0, len(every), BLOCK)]
+        return np.concatenate([np.zeros(0, np.float32), *(self.store.embeddings(block) @ t for block in blocks)])
 
     def near_concepts(self, t: np.ndarray, k: int) -> list[tuple[str, float]]:
         """The k concepts whose atoms have the highest cosine with a unit vector t (d,), and these cosines."""

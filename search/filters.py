@@ -24,17 +24,19 @@ def allowed_pictures(store: Store, query: Query, concept_id: Callable[[str], int
     """
     if not query.filters():
         return None
-    allowed = np.zeros(store.meta.next_id, bool)
-    allowed[_matching(store, query)] = True
+
+    def marked(ids: np.ndarray) -> np.ndarray:
+        marks = np.zeros(store.meta.next_id, bool)
+        marks[ids] = True
+        return marks
+
+    allowed = marked(_matching(store, query))
     if query.where:
-        of_condition = np.zeros(len(allowed), bool)
-        of_condition[_where(store, query.where)] = True
-        allowed &= of_condition
-    for names, wanted in ((query.require, True), (query.forbid, False)):
-        for name in names:
-            holds = np.zeros(len(allowed), bool)
-            holds[_holding(store, concept_id(name))] = True
-            allowed &= holds if wanted else ~holds
+        allowed &= marked(_where(store, query.where))
+    for name in query.require:
+        allowed &= marked(_holding(store, concept_id(name)))
+    for name in query.forbid:
+        allowed &= ~marked(_holding(store, concept_id(name)))
     return allowed
 
 

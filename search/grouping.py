@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,12 +57,16 @@ def _same_label(store: Store, ids: Sequence[int]) -> Callable[[int, int], bool]:
 
 def _near(store: Store, ids: Sequence[int]) -> Callable[[int, int], bool]:
     X = store.embeddings_of(ids)
-    greys = {i: _grey(jpeg) for i, jpeg in store.thumbnails(ids).items()}
+    thumbnails = store.thumbnails(ids)
+
+    @cache
+    def grey(i: int) -> np.ndarray | None:
+        return _grey(thumbnails[i]) if i in thumbnails else None
 
     def same(a: int, b: int) -> bool:
         if X[a] @ X[b] < NEAR:
             return False
-        first, second = greys.get(ids[a]), greys.get(ids[b])
+        first, second = grey(ids[a]), grey(ids[b])
         if first is None or second is None:
             return bool(X[a] @ X[b] > 1 - 1e-4)
         return min(_difference(first, second), _difference(first, second[:, ::-1])) <= ALIKE

@@ -15,7 +15,7 @@ import numpy as np
 from indexer.store import Classes
 from indexer.store.naming import existing_file
 from search.answers import Answer, Classification, Code, Edit, Explanation, Hit, Mode, contributions
-from search.editing import dense_scores, edit_code, edited, flips, rank_of
+from search.editing import edit_code, edited, flips, of_others, rank_of
 from search.engine import Engine, check_k, check_mode
 from search.lookup import Picture, as_target, clean_text, find_concept, picture_id, unknown_concept
 from training.errors import CallError, SparsightError
@@ -24,6 +24,7 @@ from training.files import full_path
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
     from indexer.update import Added
+    from search.chance import Chance
     from search.query import Query, Term
     from training.encoders import Encoder, TextEncoder
 
@@ -42,6 +43,7 @@ class Index:
 
     def __init__(self, folder: Path | str = "index", *, encoder: str | None = None, device: str = "auto"):
         self._engine = Engine(folder)
+        self._chance: Chance | None = None
         self._encoder_name, self._device = encoder, device
 
     def __enter__(self) -> Index:
@@ -125,7 +127,6 @@ class Index:
         Raises `CallError` for a query that makes no sense here, as one that names an unknown concept.
         """
         from search.answering import answer_query
-        from search.chance import index_chance
         from search.filters import allowed_pictures
 
         known = vectors or {}
@@ -137,8 +138,15 @@ class Index:
             return self._query_of(term.value, mode, known.get(term))
 
         allowed = allowed_pictures(self.store, query, self.concept_id)
-        chance = lambda: index_chance(self._engine, self.text_encoder.encode_texts)  # noqa: E731
-        return answer_query(self._engine, query, vector_of, self.concept_id, allowed, chance)
+        return answer_query(self._engine, query, vector_of, self.concept_id, allowed, self._unrelated)
+
+    def _unrelated(self) -> Chance:
+        """The scores of unrelated texts, read or measured once: an index that may not be written stays quick, too."""
+        from search.chance import index_chance
+
+        if self._chance is None:
+            self._chance = index_chance(self._engine, self.text_encoder.encode_texts)
+        return self._chance
 
     def search_vector(self, t: np.ndarray, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
         """The pictures that fit a unit vector t (d,) in the encoder's space; at most k, best first."""
@@ -176,9 +184,7 @@ class Index:
         parts = contributions(code, self.D @ t, self._engine.names)
         rank, ranks_without = None, []
         if text is not None:
-            others = dense_scores(self._engine, t)
-            if image_id is not None:
-                others = np.delete(others, int(np.searchsorted(self.store.image_ids, image_id)))
+            others = of_others(self._engine, self._engine.dense_scores(t), image_id)
             rank = rank_of(float(x @ t), others)
             ranks_without = [(part.name, rank_of(float(x @ t) - part.contribution, others)) for part in parts]
         row = None if image_id is None else self.store.images([image_id])[0]
@@ -322,7 +328,7 @@ class Index:
 
     def _reopen(self) -> None:
         """Takes up the folder's index as it is now."""
-        earlier, self._engine = self._engine, Engine(self.store.folder)
+        earlier, self._engine, self._chance = self._engine, Engine(self.store.folder), None
         earlier.close()
 
     def _query_of(self, picture: Picture, mode: Mode, known: np.ndarray | None = None) -> np.ndarray:

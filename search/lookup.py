@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
-from indexer.store.naming import picture_at, unescaped
+from indexer.store.naming import is_id, picture_at, unescaped
 from training.errors import CallError
 from training.files import full_path, path_text
 
@@ -70,7 +70,7 @@ def picture_id(store: Store, picture: Picture) -> int | None:
     Raises `CallError` for an id that the index does not hold.
     """
     target = as_target(picture)
-    if target.isascii() and target.isdigit():
+    if is_id(target):
         return _checked_id(store, target)
     return picture_at(store, target)
 

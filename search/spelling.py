@@ -29,10 +29,11 @@ def weighed(kind: Kind, text: str, sign: int = 1) -> Term:
 
 def unwanted(index: Index, text: str) -> Term:
     """What counts against a picture: a picture, where an id, a picture of the index or a file is named; else a text."""
+    from indexer.store.naming import is_id
+
     term = weighed("text", text, -1)
     value = term.value
-    is_id = value.isascii() and value.isdigit()
-    if is_id or index.picture_id(value) is not None or (os.path.isfile(value) and "." in value):
+    if is_id(value) or index.picture_id(value) is not None or (os.path.isfile(value) and "." in value):
         return Term("picture", value, term.weight)
     return term
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,12 +297,19 @@ def test_a_thumbnail_is_kept_by_its_version(client, small_index):
     assert "no-cache" in client.get(src.partition("?")[0]).headers["cache-control"]
 
 
-def test_a_file_is_shown_only_while_it_is_the_one_that_was_indexed(small_encoder_dir, pictures, tmp_path, run):
+@pytest.fixture
+def folder_index(small_encoder_dir, pictures, tmp_path, run) -> tuple[Path, Path]:
+    """A folder of twelve pictures, and an index of it."""
     folder, index = tmp_path / "pictures", tmp_path / "index"
     folder.mkdir()
     for i in range(12):
         Image.fromarray(pictures.pixels[i]).save(folder / f"{i:02d}.png")
     run("index", folder, "--index", index, "--encoder", small_encoder_dir)
+    return folder, index
+
+
+def test_a_file_is_shown_only_while_it_is_the_one_that_was_indexed(folder_index):
+    folder, index = folder_index
     client = client_of(index)
     assert client.get("/original/3.jpg").headers["content-type"] == "image/jpeg"
     (folder / "03.png").write_bytes((folder / "04.png").read_bytes())
@@ -319,12 +327,8 @@ def test_a_file_is_shown_only_while_it_is_the_one_that_was_indexed(small_encoder
         assert client.get(path).status_code in (404, 405, 422), path
 
 
-def test_a_new_generation_is_taken_up_without_a_restart(small_encoder_dir, pictures, tmp_path, run):
-    folder, index = tmp_path / "pictures", tmp_path / "index"
-    folder.mkdir()
-    for i in range(12):
-        Image.fromarray(pictures.pixels[i]).save(folder / f"{i:02d}.png")
-    run("index", folder, "--index", index, "--encoder", small_encoder_dir)
+def test_a_new_generation_is_taken_up_without_a_restart(folder_index, pictures, run):
+    folder, index = folder_index
     client = client_of(index)
     assert client.get("/api/state").json()["pictures"] == 12
     Image.fromarray(pictures.pixels[20]).save(folder / "20.png")

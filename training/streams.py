@@ -32,6 +32,12 @@ class _Stream(io.TextIOWrapper):
     def write(self, text: str) -> int:
         return super().write(text.encode(self._shown, HANDLER).decode(self._shown))
 
+    def write_nowhere(self) -> None:
+        """From now on; what was written and not yet out would fail again at the program's end."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
 
 class Results(_Stream):
     """The standard output. Raises `ReaderGone` where nobody reads it any more, `SparsightError` where it cannot be
@@ -53,9 +59,7 @@ class Results(_Stream):
             raise self._broken(e) from e
 
     def _broken(self, e: OSError) -> Exception:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
+        self.write_nowhere()
         if e.errno == errno.EPIPE:
             return ReaderGone()
         return SparsightError(f"cannot write to the standard output: {e.strerror}")
@@ -77,9 +81,7 @@ class Messages(_Stream):
         try:
             super().flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            self.write_nowhere()
 
 
 def steady_streams() -> None:

@@ -234,9 +234,8 @@ def _batch(X: np.ndarray | Tensor, start: int, end: int, device: torch.device) -
     x = x.to(device).contiguous()
     sums = x.sum(1).abs()
     extreme: dict[int, float] = {}
-    for at in torch.nonzero(~((sums > SMALL) & (sums < LARGE)))[
-        :, 0
-    ].tolist():  # or one that cancels: looked at only then
+    odd = torch.nonzero(~((sums > SMALL) & (sums < LARGE)))[:, 0]  # or one that cancels: looked at only then
+    for at in odd.tolist():
         size = float(np.abs(_float64(X, [start + at])).max(initial=0.0))
         if not np.isfinite(size):
             raise DataError(f"cannot code: row {start + at} of X has values that are not finite")

@@ -147,7 +147,6 @@ def _try(factory: str, d: int, n: int) -> int:
 
 def _built(rows: np.ndarray, d: int, factory: str, *, quick: bool = False) -> Any:
     """quick: trained in one round, where it is only asked whether that can be done."""
-
     try:
         index = _described(d, factory)
         _hasten(index, quick)

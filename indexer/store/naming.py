@@ -21,6 +21,11 @@ CHARACTER = "u(?:(?!d[89a-f])[0-9a-f]{4}|dc[89a-f][0-9a-f])"  # or a byte of a p
 ESCAPE = re.compile(rf"\\(?:x[0-9a-f]{{2}}|{CHARACTER}|U000[1-9a-f][0-9a-f]{{4}}|U0010[0-9a-f]{{4}}|[nrt])")
 
 
+def is_id(target: str) -> bool:
+    """Whether what a person names is an id: digits alone."""
+    return target.isascii() and target.isdigit()
+
+
 def picture_at(store: Store, target: str) -> int | None:
     """The id of the picture that a path names, the first where several have it; None where none has."""
     return min(_pictures(store, target, whole=True), default=None)

@@ -62,6 +62,5 @@ class Uploads:
         """The embedding (d,) of an uploaded picture, made as indexing makes one."""
         upload = self.get(name)
         if version not in upload.vectors:
-            image = decode(upload.data, 2 * index.encoder.image_size)
-            upload.vectors = {version: index.encoder.encode_images([image])[0]}
+            upload.vectors = {version: index.embed_bytes(upload.data)}
         return upload.vectors[version]
