@@ -8,9 +8,11 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 from programs import begin
 
+from indexer.store.database import connect, insert, told_as
 from training.signals import noted_signals
 
 SOAK = "SPARSIGHT_SOAK" in os.environ
@@ -54,3 +56,17 @@ def test_an_interrupt_where_nothing_can_be_raised_comes_again():
             time.sleep(60)
             pytest.fail("the signal was lost")
     assert received[0] == signal.SIGTERM
+
+
+def test_an_interrupt_while_duckdb_runs_python_stays_one():
+    """DuckDB makes a fault of its own of it, with Python's traceback as its text."""
+
+    class Interrupted(np.ndarray):
+        @property
+        def dtype(self):
+            raise KeyboardInterrupt
+
+    with connect() as con:
+        con.execute("CREATE TABLE numbers (i BIGINT)")
+        with pytest.raises(KeyboardInterrupt), told_as(str):
+            insert(con, "numbers", {"i": np.arange(3).view(Interrupted)})

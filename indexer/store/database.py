@@ -73,8 +73,15 @@ def told_as(tell: Callable[[str], str]) -> Iterator[None]:
 
 
 def raise_interrupts(e: BaseException) -> None:
-    """Raises `KeyboardInterrupt` where that is what DuckDB has made a fault of its own of."""
-    if isinstance(e, duckdb.InterruptException) or (type(e) is RuntimeError and str(e) == "Query interrupted"):
+    """Raises `KeyboardInterrupt` where that is what DuckDB has made a fault of its own of.
+
+    One that comes while DuckDB runs Python, as it does to read an array's type, is a plain `duckdb.Error` whose text is
+    Python's traceback.
+    """
+    interrupted = isinstance(e, duckdb.InterruptException)
+    interrupted |= type(e) is RuntimeError and str(e) == "Query interrupted"
+    interrupted |= type(e) is duckdb.Error and str(e).strip().splitlines()[-1:] == ["KeyboardInterrupt:"]
+    if interrupted:
         raise KeyboardInterrupt from e
 
 

@@ -66,4 +66,4 @@ STATUS: dict[type[Exception], int] = {NotHere: 404, CallError: 400, PictureError
 def _one(error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
     message = str(error["msg"])
-    return f"{place}: {message}" if place else message
+    return " ".join((f"{place}: {message}" if place else message).split())
