@@ -45,6 +45,8 @@ from training.errors import SparsightError
 if TYPE_CHECKING:
     from eval.bench.common import Options, Section
 
+PAUSE = 0.2  # seconds, in which the threads of the way before stop waiting for more work, and leave the cores
+
 
 def beside_baselines(problem: Problem, repetitions: int, slow_rows: int, limit_s: float) -> list[dict[str, object]]:
     """Rates of every way on one problem, medians of paired runs; `times`: how many times ours is faster."""
@@ -73,6 +75,7 @@ def beside_baselines(problem: Problem, repetitions: int, slow_rows: int, limit_s
             if repetition == 0 and name.startswith("scikit"):
                 continue
             x = few if rows < len(X) else X
+            time.sleep(PAUSE)
             start, start_cpu = time.perf_counter(), time.process_time()
             codes[name] = way(x, D, l1)
             if repetition:
