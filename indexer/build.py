@@ -18,6 +18,7 @@ from indexer.pictures import Excluded, find_pictures, folder_labels, formats, su
 from indexer.plan import plan_addition
 from indexer.store import Classes, Contents, Described, IndexMeta, Journal, Pictures, Skip, Store, write_store, writing
 from indexer.store.approximate import refuse_description
+from indexer.store.chance import index_chance
 from indexer.store.dense import FLAT, open_dense
 from training.data.cifar10 import CLASSES
 from training.data.cifar10 import Pictures as Cifar10
@@ -176,9 +177,10 @@ def write_index(
     )
     print("writing the index ...", file=sys.stderr)
     meta = write_store(folder, contents)
-    if config.dense != FLAT:
-        with Store(folder) as store:
+    with Store(folder) as store:
+        if config.dense != FLAT:
             open_dense(store)  # builds it, and keeps it beside the database
+        index_chance(store, encoder.encode_texts)
     return Built(meta, skipped)
 
 

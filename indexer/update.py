@@ -33,8 +33,10 @@ from indexer.store import (
     change_store,
     compact_store,
     refuse_no_index,
+    unused_files,
     writing,
 )
+from indexer.store.chance import index_chance
 from indexer.store.naming import existing_file, is_id, pictures_at
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
@@ -47,9 +49,14 @@ MOST_MISSING = 0.1  # of an index's files: if more are gone, it is asked whether
 
 @contextmanager
 def changing(folder: Path, command: str) -> Iterator[Store]:
-    """The index of a folder, opened once for a change, and the folder's lock held."""
+    """The index of a folder, opened once for a change, and the folder's lock held.
+
+    Files of an earlier state that a writer died before it could remove go first: there may be nothing to change.
+    """
     refuse_no_index(folder)  # before the lock makes a folder
     with writing(folder, command), Store(folder) as store:
+        for left in unused_files(folder, store.meta):
+            left.unlink(missing_ok=True)
         yield store
 
 
@@ -100,8 +107,17 @@ def add_pictures(
             return Added(plan, skipped, len(store))
         first = store.meta.next_id
         meta = change_store(folder, store, change)
+        _measure_chance(folder, encoder)
         journal.clear()
     return Added(plan, skipped, meta.n, list(range(first, meta.next_id)))
+
+
+def _measure_chance(folder: Path, encoder: Encoder) -> None:
+    """Where an index has grown much, what scores mean in it is measured anew."""
+    with Store(folder) as store:
+        means = store.means()
+        if len(store):
+            index_chance(store, (encoder if means is None else CentredEncoder(encoder, means)).encode_texts)
 
 
 def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False, exclude: Sequence[str] = ()) -> Added:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.answers import Answer, Hit, contributions
-from search.chance import LEVEL, Chance
+from indexer.store.chance import LEVEL, Chance
+from search.answers import Answer, Hit, Mode, contributions
 from search.engine import Engine
 from search.grouping import diversified, grouped
 from search.query import Query, Term
@@ -100,6 +100,16 @@ def answer_query(
         cut_off=judge.cut_off(mode) if judge else None,
         left_out=len(hits) - len(shown),
     )
+
+
+def nearest(engine: Engine, t: np.ndarray, k: int, mode: Mode) -> list[Hit]:
+    """The min(k, n) pictures with the highest scores for a unit vector t (d,), best first."""
+    wanted = Wanted(t, engine.D @ t)
+    k = min(k, len(engine.store))
+    if not k:
+        return []
+    found = _sparse(engine, wanted, k, None) if mode == "sparse" else _dense(engine, t, k, None)
+    return _hits(engine, Ranked(*found, found[1]), wanted, mode, None, {})
 
 
 def judged(query: Query) -> bool:

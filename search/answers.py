@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
+    import pyarrow as pa
 
     from search.query import Query
 
 Mode = Literal["sparse", "dense"]
 MODES: tuple[str, ...] = get_args(Mode)
+Thumbnails = Callable[[Sequence[int]], dict[int, bytes]]  # ids → JPEGs, of the pictures that have one
 
 
 class Code(NamedTuple):
@@ -60,11 +63,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query finds.
+    """What a query finds; its length, its items and what one goes through are its hits. A notebook shows it.
 
     hits: best first. mode: which index answered. cut_off: the score from which on a hit counts as one: below it an
     unrelated text would find as good a one too often; None where scores are not compared. left_out: how many of the k
-    best lie below it and are not among the hits. notes: what else is to be said.
+    best lie below it and are not among the hits. notes: what else is to be said. thumbnails: of pictures by id.
     """
 
     query: Query
@@ -73,10 +76,44 @@ class Answer:
     cut_off: float | None = None
     left_out: int = 0
     notes: list[str] = field(default_factory=list)
+    thumbnails: Thumbnails | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __getitem__(self, place: int) -> Hit:
+        return self.hits[place]
 
     def to_dict(self) -> dict[str, object]:
         """The answer as JSON holds it."""
-        return asdict(self) | {"query": self.query.to_dict()}
+        return {
+            "query": self.query.to_dict(),
+            "mode": self.mode,
+            "hits": [hit.to_dict() for hit in self.hits],
+            "cut_off": self.cut_off,
+            "left_out": self.left_out,
+            "notes": self.notes,
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The hits as a table of pandas, one a row; what the concepts add is a dict."""
+        from search.tables import to_pandas
+
+        return to_pandas([hit.to_dict() for hit in self.hits])
+
+    def to_arrow(self) -> pa.Table:
+        """The hits as a table of pyarrow, one a row; the concepts are a list of structs."""
+        from search.tables import to_arrow
+
+        return to_arrow([hit.to_dict() for hit in self.hits])
+
+    def _repr_html_(self) -> str:
+        from search.notebook import show
+
+        return show("answer", self, self.thumbnails, [hit.id for hit in self.hits])
 
 
 @dataclass(frozen=True)
@@ -95,14 +132,21 @@ class Classification:
         """The classification as JSON holds it."""
         return asdict(self)
 
+    def _repr_html_(self) -> str:
+        from search.notebook import show
+
+        return show("classification", self)
+
 
 @dataclass(frozen=True)
 class Explanation:
     """Why a picture x with the code w has its scores for a text t.
 
     dense_score: x·t; sparse_score: (w D)·t, the sum of the contributions; cosine: of x and w D, how much of the
-    embedding the concepts hold. rank: among all pictures by x·t, from 1; ranks_without: for each concept the rank that
-    it would have without what that adds. They are told for a text that was asked for.
+    embedding the concepts hold. The rest is told for a text that was asked for. rank: among all pictures by x·t, from
+    1; ranks_without: for each concept the rank that it would have without what that adds. k: of how many hits it may be
+    one; short: what its score lacks to be among these, 0 for a hit; would_help: concepts that would bring it there,
+    each with the weight that would have to be added, the least first.
     """
 
     target: str
@@ -114,10 +158,30 @@ class Explanation:
     concepts: list[ConceptWeight]
     rank: int | None = None
     ranks_without: list[tuple[str, int]] = field(default_factory=list)
+    k: int = 0
+    short: float = 0.0
+    would_help: list[tuple[str, float]] = field(default_factory=list)
+
+    def in_words(self) -> list[str]:
+        """Where it stands, and what would bring it among the first k, a sentence each; none without a text."""
+        if self.rank is None:
+            return []
+        said = [f"It ranks {ordinal(self.rank)} by its dense score."]
+        if self.short:
+            more = [f"{weight:.2g} more of {name}" for name, weight in self.would_help]
+            more += [f"without {name}" for name, rank in self.ranks_without if rank <= self.k]
+            what = f" It would be with {', or '.join(more)}." if more else ""
+            said.append(f"It is not among the first {self.k}, by {self.short:.3f}.{what}")
+        return said
 
     def to_dict(self) -> dict[str, object]:
         """The explanation as JSON holds it."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        from search.notebook import show
+
+        return show("explanation", self)
 
 
 @dataclass(frozen=True)
@@ -136,10 +200,23 @@ class Edit:
 
     before: EditState
     after: EditState
+    thumbnails: Thumbnails | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, object]:
         """The change as JSON holds it."""
-        return asdict(self)
+        return {"before": asdict(self.before), "after": asdict(self.after)}
+
+    def _repr_html_(self) -> str:
+        from search.notebook import show
+
+        ids = [hit.id for state in (self.before, self.after) for hit in state.neighbours]
+        return show("edit", self, self.thumbnails, ids)
+
+
+def ordinal(n: int) -> str:
+    """1 → 1st, 2 → 2nd, 12 → 12th, 1003 → 1,003rd."""
+    end = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n:,}{end}"
 
 
 def contributions(code: Code, s: np.ndarray, names: Sequence[str]) -> list[ConceptWeight]:

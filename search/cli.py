@@ -1,4 +1,4 @@
-"""`sparsight search`, `classify`, `concepts` and `explain`."""
+"""`sparsight search`, `classify` and `concepts`; and the group of these and of `search.why`."""
 
 from __future__ import annotations
 
@@ -13,35 +13,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from search.query import GROUPINGS, QUERY_MODES, Query, Term
-from search.spelling import from_stdin, unwanted, weighed
-from training.commands import Command, FilePath, Group, device_option, index_option, json_option, k_option
+from search.source import Source, source_options
+from search.spelling import from_stdin, picture, unwanted, weighed
+from search.why import edit, explain
+from training.commands import Command, FilePath, Group, json_option, k_option
 from training.errors import CallError, SparsightError
 from training.files import shown_path
-from training.terminal import printable, table
+from training.terminal import table
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from search.answers import Answer, Explanation, Hit, Mode
+    from search.answers import Answer, Hit, Mode
     from search.index import Index
-
-
-@dataclass(frozen=True)
-class Source:
-    """What to ask: the index in a folder, its encoder where that lies elsewhere now, and where torch computes."""
-
-    folder: Path
-    encoder: str | None
-    device: str
-
-    def open(self) -> Index:
-        from search.index import Index
-
-        if self.device != "auto":
-            from training.device import pick_device
-
-            pick_device(self.device)  # refuses a device that is not there before anything is read
-        return Index(self.folder, encoder=self.encoder, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -56,19 +40,6 @@ class Output:
 mode_option = click.option(
     "--mode", type=click.Choice(["sparse", "dense"]), default="sparse", show_default=True, help="Which index answers."
 )
-
-
-def source_options(command: Callable) -> Callable:
-    """--encoder, --index and --device, which the command takes as one `source`."""
-
-    @click.option("--encoder", help="Encoder: folder or hub name.  [default: the index's own]")
-    @index_option
-    @device_option
-    @functools.wraps(command)
-    def taken(*args: object, index_dir: Path, encoder: str | None, device: str, **rest: object) -> object:
-        return command(*args, source=Source(index_dir, encoder, device), **rest)
-
-    return taken
 
 
 def output_options(command: Callable) -> Callable:
@@ -149,7 +120,7 @@ class Asked:
 
     def _terms(self, unlike: Callable[[str], Term]) -> list[Term]:
         terms = [Term("text", self.text)] if self.text is not None else []
-        terms += [weighed("picture", picture) for picture in self.like]
+        terms += [picture(named) for named in self.like]
         terms += [weighed("concept", concept) for concept in self.concepts]
         return terms + [unlike(text) for text in self.unlike]
 
@@ -227,35 +198,18 @@ def concepts(name: str | None, near: bool, k: int, source: Source, output: Outpu
             found = index.near_concepts(name, k)
             _print_records([{"name": n, "cosine": round(cosine, 4)} for n, cosine in found], output.as_json)
         else:
-            hits = index.search(concepts=name, k=k)
+            hits = index.search(concepts=name, k=k).hits
             _print_hits(index, hits, output)
             if 0 < len(hits) < k:
                 click.echo(f"note: {len(hits)} hits, {k} were asked for: no other picture holds it", err=True)
 
 
-@click.command(cls=Command)
-@click.argument("picture", metavar="PICTURE")
-@click.option(
-    "--for",
-    "text",
-    default=None,
-    help="Explain the hit for this text.  [default: the picture's class; in an index without classes, itself]",
-)
-@source_options
-@json_option
-def explain(picture: str, text: str | None, source: Source, as_json: bool) -> None:
-    """Shows a picture's concepts, and what each adds to its score for a text."""
-    with source.open() as index:
-        explanation = index.explain(picture, text)
-    click.echo(json.dumps(explanation.to_dict()) if as_json else _explanation_text(explanation))
-
-
 @click.group(cls=Group)
 def queries() -> None:
-    """Asks both indexes: searches, classes, concepts and explanations."""
+    """Asks both indexes: searches, classes, concepts, explanations and changes."""
 
 
-for command in (search, classify, concepts, explain):
+for command in (search, classify, concepts, explain, edit):
     queries.add_command(command)
 
 
@@ -316,15 +270,3 @@ def _print_records(records: list[dict], as_json: bool) -> None:
     elif records:
         rows = [[", ".join(v) if isinstance(v, list) else str(v) for v in record.values()] for record in records]
         click.echo(table(rows, list(records[0])))
-
-
-def _explanation_text(e: Explanation) -> str:
-    label = f", labelled {e.label}" if e.label else ""
-    lines = [
-        printable(f"{e.target}{label}, for {e.text!r}:"),
-        f"dense score {e.dense_score:.3f}; sparse {e.sparse_score:.3f}, the sum of the contributions",
-        f"the concepts hold the picture's embedding to a cosine of {e.cosine:.3f}",
-    ]
-    rows = [[c.name, f"{c.weight:.3f}", f"{c.contribution:+.3f}"] for c in e.concepts]
-    lines.append(table(rows, ["concept", "weight", "contribution"]) if rows else "no concept of the dictionary fits")
-    return "\n".join(lines)

@@ -8,13 +8,16 @@ intervention of SpLiCE (Bhalla et al. 2024).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from search.answers import Code, Edit, EditState
+from search.answering import nearest
+from search.answers import Code, ConceptWeight, Edit, EditState
 from search.engine import Engine
 
 NEIGHBOURS = 8
+HELP = 3  # concepts that are named
 
 
 def edit_code(code: Code, without: Sequence[int], with_: Mapping[int, float]) -> Code:
@@ -49,6 +52,27 @@ def rank_of(score: float, others: np.ndarray) -> int:
     return 1 + int((others > score).sum())
 
 
+def place_among(
+    engine: Engine, score: float, t: np.ndarray, parts: Sequence[ConceptWeight], image_id: int | None, k: int
+) -> dict[str, Any]:
+    """Where a picture's score x·t stands among all others': the fields of an `Explanation` from `rank` on.
+
+    A concept j would bring a picture that is `short` of the k best among them by the weight short / (D t)_j.
+    """
+    others = of_others(engine, engine.dense_scores(t), image_id)
+    last = float(np.partition(others, -k)[-k]) if k <= len(others) else -np.inf
+    short = max(0.0, last - score)
+    s = engine.D @ t
+    best = [j for j in np.argsort(-s, kind="stable")[:HELP] if s[j] > max(0, 0.9 * s.max())] if short else []
+    return {
+        "rank": rank_of(score, others),
+        "ranks_without": [(part.name, rank_of(score - part.contribution, others)) for part in parts],
+        "k": k,
+        "short": short,
+        "would_help": [(engine.names[j], short / float(s[j])) for j in best],
+    }
+
+
 def flips(engine: Engine, label: str) -> list[tuple[str, int]]:
     """For a class of the index: the concepts whose removal changes the class that its pictures are given, and of how
     many pictures; the most first."""
@@ -75,7 +99,7 @@ def _state(
     scores = classes.T @ r if classes.names else np.zeros(0)
     order = np.argsort(-scores, kind="stable")
     size = float(np.linalg.norm(r))
-    near = engine.search(r / size, NEIGHBOURS + 1, "sparse") if size else []
+    near = nearest(engine, r / size, NEIGHBOURS + 1, "sparse") if size else []
     return EditState(
         scores=[(classes.names[i], float(scores[i])) for i in order],
         neighbours=[hit for hit in near if hit.id != image_id][:NEIGHBOURS],

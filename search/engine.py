@@ -1,4 +1,4 @@
-"""Both indexes of one index folder, as they stand when they are opened: vectors and concept ids in, hits out.
+"""Both indexes of one index folder, as they stand when they are opened, and what is read of them.
 
 A query is a vector t in the encoder's space: a text's embedding, a picture's, or a sum of atoms. The dense index
 scores `x·t` (FAISS). The sparse one scores `(w D)·t = w·(D t)`: t becomes one score for each concept, and a picture's
@@ -7,7 +7,6 @@ score is the sum of what its concepts contribute, `w_j (D t)_j`. That sum is its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.store import Concept, Store
-from search.answers import MODES, Code, Hit, Mode, contributions
+from search.answers import MODES, Code
 from training.errors import CallError
 
 if TYPE_CHECKING:
@@ -66,43 +65,6 @@ class Engine:
 
         return open_dense(self.store)
 
-    def search(self, t: np.ndarray, k: int, mode: Mode) -> list[Hit]:
-        """The min(k, n) pictures with the highest scores for a unit vector t (d,), best first."""
-        check_k(k)
-        check_mode(mode)
-        s = self.D @ t
-        if mode == "sparse":
-            with self.store.damage():
-                found = self.inverted.search(s, k)
-            return self._hits(found.ids.tolist(), found.scores.tolist(), s)
-        if not len(self.store):
-            return []
-        with self.store.vectors_trusted():
-            scores, ids = self.dense.search(t[None].astype(np.float32), min(k, len(self.store)))
-        held = ids[0] >= 0  # −1 where an approximate index finds fewer
-        return self._hits(ids[0][held].tolist(), scores[0][held].tolist(), s)
-
-    def search_concepts(self, ids: Sequence[int], k: int, mode: Mode) -> list[Hit]:
-        """The pictures that the concepts `ids` make up most, at most k, best first.
-
-        A sparse score is the sum of these concepts' weights; pictures without any of them are no hits. Only these
-        concepts' postings are read. In dense mode the query is the sum of their atoms, normalised.
-        """
-        check_k(k)
-        check_mode(mode)
-        if mode == "dense":
-            t = self.D[ids].sum(0)
-            return self.search(t / np.linalg.norm(t), k, mode)
-        from search.inverted import Inverted
-
-        s = np.zeros(len(self.concepts), np.float32)
-        s[ids] = 1.0
-        with self.store.damage():
-            all_are_read = "inverted" in self.__dict__
-            found = (self.inverted if all_are_read else Inverted(self.store.postings(ids))).search(s, k)
-        held = found.scores > 0
-        return self._hits(found.ids[held].tolist(), found.scores[held].tolist(), s)
-
     def dense_scores(self, t: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
         """The exact scores x·t of every picture (n,), by id, or of those at some places (k,) of 0 … n − 1."""
         every = np.arange(len(self.store)) if places is None else places
@@ -137,14 +99,6 @@ class Engine:
     def decode(self, code: Code) -> np.ndarray:
         """w D (d,): what the concepts of a code hold of an embedding; zero for a code without concepts."""
         return code.weights @ self.D[code.ids]
-
-    def _hits(self, ids: list[int], scores: list[float], s: np.ndarray) -> list[Hit]:
-        """Hits in the order given; s (m,): the score of each concept."""
-        found = zip(self.store.images(ids), scores, self.codes_of(ids), strict=True)
-        return [
-            Hit(rank, row.image_id, float(score), row.path, row.label, contributions(code, s, self.names))
-            for rank, (row, score, code) in enumerate(found, 1)
-        ]
 
 
 def check_mode(mode: str) -> None:

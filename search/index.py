@@ -6,26 +6,27 @@ Here texts, picture files and names become vectors and ids. `search.engine` answ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 from indexer.store import Classes
 from indexer.store.naming import existing_file
 from search.answers import Answer, Classification, Code, Edit, Explanation, Hit, Mode, contributions
-from search.editing import edit_code, edited, flips, of_others, rank_of
+from search.editing import edit_code, edited, flips, place_among
 from search.engine import Engine, check_k, check_mode
-from search.lookup import Picture, as_target, clean_text, find_concept, picture_id, unknown_concept
+from search.lookup import clean_text, find_concept, picture_id, unknown_concept
+from search.query import Picture, Query, Rules, Term, as_target, several
 from training.errors import CallError, SparsightError
 from training.files import full_path
 
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
+    from indexer.store.chance import Chance
     from indexer.update import Added
-    from search.chance import Chance
-    from search.query import Query, Term
     from training.encoders import Encoder, TextEncoder
 
 
@@ -97,29 +98,19 @@ class Index:
         self,
         text: str | None = None,
         *,
-        picture: Picture | None = None,
-        concepts: str | Sequence[str] | None = None,
-        k: int = 10,
-        mode: Mode = "sparse",
-    ) -> list[Hit]:
-        """The pictures that fit one of a text, a picture, or one or more names of concepts; at most k, best first.
+        like: Picture | Sequence[Picture] = (),
+        concepts: str | Sequence[str] | Mapping[str, float] = (),
+        without: str | Picture | Sequence[str | Picture] = (),
+        **rules: Unpack[Rules],
+    ) -> Answer:
+        """The pictures that fit a text, pictures and concepts, and do not fit what they are to be without.
 
-        mode: `sparse` compares concepts, `dense` whole embeddings. A search by a picture in sparse mode uses the
-        picture's own concepts alone. Raises `CallError` for a call that makes no sense, as an unknown concept.
+        like: pictures, by file, id or path. concepts: names, or a weight for each. without: texts, or pictures by id or
+        as a Path. rules: the fields of a `Query` beside its terms, as `k=20`, `mode="sparse"`, `require="red"`,
+        `labels=["cat", "dog"]` or `all=True`. What any of it means is told, with the formulas, in docs/search.md.
+        Raises `CallError` for a call that makes no sense, as one that names an unknown concept.
         """
-        if (text is not None) + (picture is not None) + (concepts is not None) != 1:
-            raise CallError("search by one thing: a text, a picture, or concepts")
-        check_k(k)
-        check_mode(mode)
-        if concepts is not None:
-            names = [concepts] if isinstance(concepts, str) else concepts
-            ids = list(dict.fromkeys(self.concept_id(name) for name in names))
-            if not ids:
-                raise CallError("the list of concepts is empty: name at least one")
-            return self._engine.search_concepts(ids, k, mode)
-        if picture is not None:
-            return self._engine.search(self._query_of(picture, mode), k, mode)
-        return self._engine.search(self.embed_text(str(text)), k, mode)
+        return self.answer(Query.of(text, like, concepts, without, **rules))
 
     def answer(self, query: Query, vectors: Mapping[Term, np.ndarray] | None = None) -> Answer:
         """The answer to a query: hits with the parts of their scores. vectors: of terms, where they are known already.
@@ -138,19 +129,24 @@ class Index:
             return self._query_of(term.value, mode, known.get(term))
 
         allowed = allowed_pictures(self.store, query, self.concept_id)
-        return answer_query(self._engine, query, vector_of, self.concept_id, allowed, self._unrelated)
+        found = answer_query(self._engine, query, vector_of, self.concept_id, allowed, self._unrelated)
+        return replace(found, thumbnails=self.store.thumbnails)
 
     def _unrelated(self) -> Chance:
         """The scores of unrelated texts, read or measured once: an index that may not be written stays quick, too."""
-        from search.chance import index_chance
+        from indexer.store.chance import index_chance
 
         if self._chance is None:
-            self._chance = index_chance(self._engine, self.text_encoder.encode_texts)
+            self._chance = index_chance(self.store, self.text_encoder.encode_texts)
         return self._chance
 
     def search_vector(self, t: np.ndarray, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
         """The pictures that fit a unit vector t (d,) in the encoder's space; at most k, best first."""
-        return self._engine.search(t, k, mode)
+        from search.answering import nearest
+
+        check_k(k)
+        check_mode(mode)
+        return nearest(self._engine, t, k, mode)
 
     def classify(
         self, picture: Picture, classes: Sequence[str] | None = None, *, mode: Mode = "sparse"
@@ -171,22 +167,19 @@ class Index:
         concepts = contributions(code, self.D @ T[order[0]], self._engine.names)
         return Classification(names[order[0]], [(names[i], float(scores[i])) for i in order], concepts)
 
-    def explain(self, picture: Picture, text: str | None = None) -> Explanation:
-        """What each concept of a picture adds to its score for a text.
+    def explain(self, picture: Picture, text: str | None = None, k: int = 10) -> Explanation:
+        """What each concept of a picture adds to its score for a text; and why it is, or is not, one of the k best.
 
         Without a text, for the class that the picture is given. In an index without classes, for the picture itself:
         what each concept holds of it.
         """
+        check_k(k)
         x, image_id = self.embed_picture(picture)
         code = self._code(x, image_id)
         shown, t = (text, self.embed_text(text)) if text is not None else self._best_class(x)
         r = self._engine.decode(code)
         parts = contributions(code, self.D @ t, self._engine.names)
-        rank, ranks_without = None, []
-        if text is not None:
-            others = of_others(self._engine, self._engine.dense_scores(t), image_id)
-            rank = rank_of(float(x @ t), others)
-            ranks_without = [(part.name, rank_of(float(x @ t) - part.contribution, others)) for part in parts]
+        among = {} if text is None else place_among(self._engine, float(x @ t), t, parts, image_id, k)
         row = None if image_id is None else self.store.images([image_id])[0]
         return Explanation(
             target=row.path if row else str(picture),
@@ -196,8 +189,7 @@ class Index:
             sparse_score=float(r @ t),
             cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)),
             concepts=parts,
-            rank=rank,
-            ranks_without=ranks_without,
+            **among,
         )
 
     def edit(
@@ -220,7 +212,7 @@ class Index:
         code = self._code(x, image_id)
         changed = edit_code(code, [self.concept_id(name) for name in without], changes)
         t = None if text is None else self.embed_text(text)
-        return edited(self._engine, code, changed, t, image_id)
+        return replace(edited(self._engine, code, changed, t, image_id), thumbnails=self.store.thumbnails)
 
     def flips(self, label: str) -> list[tuple[str, int]]:
         """The concepts that a class hangs on: without them so many of its pictures would be given another class."""
@@ -307,10 +299,9 @@ class Index:
         from indexer.update import add_pictures
         from training.encoders import open_encoder
 
-        several = [paths] if isinstance(paths, str | Path) else paths
         centred = self.store.means() is not None  # then another is needed: `add_pictures` centres by itself
         encoder = open_encoder(self._encoder_source, self._device) if centred else self.encoder
-        added = add_pictures(self.store.folder, [full_path(path) for path in several], encoder)
+        added = add_pictures(self.store.folder, [full_path(path) for path in several(paths)], encoder)
         self._reopen()
         return added
 
@@ -321,8 +312,7 @@ class Index:
         """
         from indexer.update import remove_pictures
 
-        several = [pictures] if isinstance(pictures, str | int | Path) else pictures
-        removed = remove_pictures(self.store.folder, [as_target(picture) for picture in several])
+        removed = remove_pictures(self.store.folder, [as_target(picture) for picture in several(pictures)])
         self._reopen()
         return removed
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 from indexer.store.naming import is_id, picture_at, unescaped
+from search.query import Picture, as_target
 from training.errors import CallError
-from training.files import full_path, path_text
+from training.files import path_text
 
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
-
-Picture = str | int | Path  # a picture file, or a picture of the index by its id or path; a Path is never an id
 
 
 def clean_text(text: str) -> str:
@@ -56,12 +54,6 @@ def _names(concepts: Sequence[Concept]) -> dict[str, int]:
 def _form(name: str) -> str:
     """What names that look alike have in common."""
     return normalize("NFC", " ".join(name.split())).casefold()
-
-
-def as_target(picture: Picture) -> str:
-    """A picture as the command line names it: digits alone are an id, so a Path of digits is made absolute."""
-    text = str(picture)
-    return str(full_path(text)) if isinstance(picture, Path) and text.isdigit() else text
 
 
 def picture_id(store: Store, picture: Picture) -> int | None:

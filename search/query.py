@@ -6,11 +6,13 @@ reads it back. What it means is told, with the formulas, in docs/search.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from training.errors import CallError
+from training.files import full_path
 
 Kind = Literal["text", "picture", "concept"]
 QueryMode = Literal["hybrid", "sparse", "dense"]
@@ -19,6 +21,24 @@ KINDS, QUERY_MODES, GROUPINGS = get_args(Kind), get_args(QueryMode), get_args(Gr
 MOST_TERMS = 64
 MOST_HITS = 100_000
 MOST_WEIGHT = 1e6
+Picture = str | int | Path  # a file, or the id or path of a picture of the index; a Path is never an id
+
+
+class Rules(TypedDict, total=False):
+    """What a query may have beside its terms, as Python spells it: see `Query`."""
+
+    require: str | Sequence[str]
+    forbid: str | Sequence[str]
+    labels: str | Sequence[str]
+    splits: str | Sequence[str]
+    path: str | None
+    where: str | None
+    mode: QueryMode | None
+    fuse: bool
+    diverse: float
+    group_by: GroupBy | None
+    k: int
+    all: bool
 
 
 @dataclass(frozen=True)
@@ -125,6 +145,25 @@ class Query:
                 raise CallError(f"{name} is true or false, not {rest[name]!r}")
         return cls(terms=tuple(_term(term) for term in terms), **lists, **rest)
 
+    @classmethod
+    def of(
+        cls,
+        text: str | None = None,
+        like: Picture | Sequence[Picture] = (),
+        concepts: str | Sequence[str] | Mapping[str, float] = (),
+        without: str | Picture | Sequence[str | Picture] = (),
+        **rules: Unpack[Rules],
+    ) -> Query:
+        """The query as Python spells it (`search.index.Index.search`)."""
+        terms = [] if text is None else [Term("text", text)]
+        terms += [Term("picture", as_target(one)) for one in several(like)]
+        weights = concepts if isinstance(concepts, Mapping) else dict.fromkeys(several(concepts), 1.0)
+        terms += [Term("concept", name, weight) for name, weight in weights.items()]
+        for one in several(without):
+            terms.append(Term("text", one, -1.0) if isinstance(one, str) else Term("picture", as_target(one), -1.0))
+        held = {name: tuple(several(value)) if name in LISTS else value for name, value in rules.items()}
+        return cls(terms=tuple(terms), **held)  # type: ignore[arg-type]
+
     def with_terms(self, *terms: Term) -> Query:
         """The same query with other terms."""
         return replace(self, terms=terms)
@@ -132,6 +171,17 @@ class Query:
 
 LISTS = ("require", "forbid", "labels", "splits")
 FILTERS = (*LISTS, "path", "where")
+
+
+def several(value: object) -> list[Any]:
+    """One thing, or each of several."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+
+
+def as_target(picture: Picture) -> str:
+    """A picture as a term names it: digits alone are an id, so a Path of digits is made absolute."""
+    text = str(picture)
+    return str(full_path(text)) if isinstance(picture, Path) and text.isdigit() else text
 
 
 def _number(value: object) -> bool:

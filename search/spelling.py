@@ -1,4 +1,4 @@
-"""The command line's spelling of a `search.query.Query`: words, pictures and concepts with `=WEIGHT` behind them."""
+"""How terms are spelled on the command line and in addresses: words, pictures and concepts, `=WEIGHT` behind them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,25 @@ if TYPE_CHECKING:
 
     from search.index import Index
 
-WEIGHED = re.compile(r"(?P<value>.+)=(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))", re.DOTALL)
+WEIGHED = re.compile(r"(?P<value>.+)=(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE)
 
 
 def weighed(kind: Kind, text: str, sign: int = 1) -> Term:
-    """A term from `VALUE` or `VALUE=WEIGHT`; the name of a file that is there is taken as it is."""
-    found = WEIGHED.fullmatch(text)
-    if found is None or (kind == "picture" and os.path.lexists(text)):
-        return Term(kind, text, float(sign))
-    return Term(kind, found["value"], sign * float(found["weight"]))
+    """A term from `VALUE` or `VALUE=WEIGHT`."""
+    if found := WEIGHED.fullmatch(text):
+        return Term(kind, found["value"], sign * float(found["weight"]))
+    return Term(kind, text, float(sign))
+
+
+def spelled(term: Term) -> str:
+    """A term's value, with its weight where that is not 1."""
+    plain = term.weight == 1 and not WEIGHED.fullmatch(term.value)
+    return term.value if plain else f"{term.value}={term.weight:g}"
+
+
+def picture(text: str, sign: int = 1) -> Term:
+    """A picture from `FILE` or `FILE=WEIGHT`; the name of a file that is there is taken as it is."""
+    return Term("picture", text, float(sign)) if os.path.lexists(text) else weighed("picture", text, sign)
 
 
 def unwanted(index: Index, text: str) -> Term:

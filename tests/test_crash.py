@@ -41,6 +41,7 @@ from killing import (
 from PIL import Image
 
 from indexer.store import DATABASE, ImageRow, Store
+from indexer.store.chance import FILE as CHANCE
 from indexer.store.journal import pending
 from indexer.store.lock import HOLDER
 from training.data.cifar10 import CLASSES
@@ -202,9 +203,9 @@ GROWN = ["append_vectors", "fsync", "append_thumbnails", "fsync"]
 COMPACTED = [*FILES, *TRANSACTION, "replace .index.duckdb.N.part"]
 SWEPT = ["unlink thumbnails-N.bin", "unlink vectors-N.f32"]
 STEPS = {
-    "index": [*FILES, *TRANSACTION, *published(DATABASE)],
-    "reindex": [*FILES, *TRANSACTION, *published(DATABASE), *SWEPT],
-    "add": ["copyfile", *GROWN, *TRANSACTION, *published(DATABASE)],
+    "index": [*FILES, *TRANSACTION, *published(DATABASE), *replaced(CHANCE)],
+    "reindex": [*FILES, *TRANSACTION, *published(DATABASE), *SWEPT, *replaced(CHANCE)],
+    "add": ["copyfile", *GROWN, *TRANSACTION, *published(DATABASE), *replaced(CHANCE)],
     "remove": ["copyfile", *TRANSACTION, *published(DATABASE)],
     "remove much": ["copyfile", *TRANSACTION, *COMPACTED, *published(DATABASE), *SWEPT],
     "compact": ["copyfile", *COMPACTED, *published(DATABASE), *SWEPT],
@@ -227,7 +228,9 @@ def test_a_kill_leaves_the_old_state_or_the_new(scenes, fresh, command):
     scene = scenes[command]
     rng = random.Random(f"{SEED} {command}")
     points = range(1, len(scene.steps) + 1)
-    kills: list[tuple[int, float | None]] = [(k, None) for k in (points if SOAK else rng.sample(points, 1))]
+    kills: list[tuple[int, float | None]] = [
+        (k, None) for k in (points if SOAK else (scene.committed, rng.choice(points)))
+    ]
     kills += [(0, rng.uniform(0, scene.seconds)) for _ in range(20 if SOAK else 1)]
     tally: Counter[str] = Counter()
     for k, delay in kills:

@@ -304,7 +304,8 @@ def test_the_pictures_of_damaged_blocks_are_dropped_and_the_others_keep_all(thre
     assert done[0] == f"dropped {N - len(kept)} pictures that were not whole; `sparsight add` takes them again"
     names = [f"{name}.damaged-1" for name in (DATABASE, THUMBNAILS, VECTORS)]
     assert done[1:] == [f"wrote the index anew; the one before is {', '.join(names)}"]
-    assert {name: (blocks / f"{name}.damaged-1").read_bytes() for name in damaged} == damaged
+    aside = {name: (blocks / f"{name}.damaged-1").read_bytes() for name in (DATABASE, THUMBNAILS, VECTORS)}
+    assert aside == {name: damaged[name] for name in aside}
     assert faults(blocks) == set()
     with Store(three_blocks) as before, Store(blocks) as store:
         assert store.image_ids.tolist() == kept.tolist()

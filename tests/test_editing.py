@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from search.answers import ordinal
 from search.index import Index
 from training.errors import CallError
 
@@ -59,6 +62,64 @@ def test_an_explanation_tells_the_rank_and_what_it_would_be(index):
     for part, (_, rank) in zip(explained.concepts, explained.ranks_without, strict=True):
         assert rank == 1 + (others > np.float32(explained.dense_score - part.contribution)).sum()
     assert index.explain("9").rank is None
+    assert index.explain("9").in_words() == []
+
+
+def test_what_would_bring_a_miss_among_the_first_does(index):
+    X, D, t = index.store.embeddings(np.arange(len(index))), index.D, index.embed_text("truck")
+    scores, names = X @ t, [c.name for c in index.concepts()]
+    order = np.argsort(-scores, kind="stable")
+    hit, miss = index.explain(int(order[2]), "truck", 5), index.explain(int(order[60]), "truck", 5)
+    assert (hit.rank, hit.short, hit.would_help) == (3, 0, [])
+    assert miss.rank == 61
+    assert miss.short == pytest.approx(scores[order[4]] - scores[order[60]], abs=1e-6)
+    assert miss.would_help
+    for name, weight in miss.would_help:
+        raised = (X[order[60]] + weight * D[names.index(name)]) @ t
+        assert raised == pytest.approx(scores[order[4]], abs=1e-5)
+    best = miss.would_help[0][0]
+    assert any(f"{miss.would_help[0][1]:.2g} more of {best}" in line for line in miss.in_words())
+
+
+@pytest.mark.parametrize(("n", "text"), [(1, "1st"), (2, "2nd"), (13, "13th"), (111, "111th"), (1003, "1,003rd")])
+def test_ordinals(n, text):
+    assert ordinal(n) == text
+
+
+def test_the_command_line_changes_a_picture_and_asks_what_a_class_hangs_on(index, light_index, run):
+    index_option = ("--index", light_index)
+    gone = index.explain(3).concepts[0].name
+    expected = index.edit(3, without=[gone], with_={"truck": 0.3}, text="truck")
+    asked = ("edit", 3, "--without", gone, "--with", "truck=0.3", "--for", "truck", *index_option)
+    assert json.loads(run(*asked, "--json").stdout) == json.loads(json.dumps(expected.to_dict()))
+    shown = run(*asked).stdout
+    assert f"{expected.before.rank:,} before, {expected.after.rank:,} after" in shown
+    assert "neighbours after:" in shown
+    flips = [
+        json.loads(line)
+        for line in run("edit", "--class", "cat", "-k", 3, "--json", *index_option).stdout.split("\n")
+        if line
+    ]
+    assert [(f["concept"], f["pictures"]) for f in flips] == index.flips("cat")[:3]
+    assert run("edit", "--class", "cat", *index_option).stdout.splitlines()[0].split() == ["concept", "pictures"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["3"], "nothing is changed"),
+        ([], "either a PICTURE or --class"),
+        (["3", "--class", "cat"], "either a PICTURE or --class"),
+        (["--class", "cat", "--without", "cat"], "stands alone"),
+        (["3", "--with", "cat"], "cat=0.3"),
+        (["3", "--with", "cat=-1"], "must be 0 or above"),
+        (["3", "--without", "poodle"], "unknown concept"),
+        (["--class", "lorry"], "there are airplane"),
+    ],
+)
+def test_a_change_on_the_command_line_that_makes_no_sense(run, light_index, arguments, reason):
+    result = run("edit", *arguments, "--index", light_index, code=2)
+    assert reason in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
+import click
 from wcwidth import wcswidth
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+BAR = 12  # columns of the longest
 
 
 def printable(text: str) -> str:
@@ -36,6 +42,34 @@ def _cut(line: str, edge: int) -> str:
     while width(line) > edge - 1:
         line = line[: -max(1, (width(line) - edge) // 2)]
     return line + "…"
+
+
+def bar(share: float, columns: int = BAR) -> str:
+    """A bar of a share, from −1 to 1, of so many columns; the sign is left to the colour and the number beside it."""
+    whole, part = divmod(round(min(1.0, abs(share)) * columns * 8), 8)
+    return "█" * whole + EIGHTHS[part].strip()
+
+
+def bar_table(rows: Sequence[Sequence[str]], shares: Sequence[float], header: Sequence[str]) -> str:
+    """A table whose last column are bars, where the output is a terminal; in colour where that shows it."""
+    if not shows_bars(sys.stdout):
+        return table(rows, header)
+    text = table([[*row, bar(share)] for row, share in zip(rows, shares, strict=True)], [*header, ""])
+    head, *lines = text.split("\n")
+    return "\n".join([head, *(_coloured(line, share) for line, share in zip(lines, shares, strict=True))])
+
+
+def shows_bars(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can draw them."""
+    return stream.isatty() and (stream.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def _coloured(line: str, share: float) -> str:
+    """A line with its bar in green where that adds, in red where it takes away (no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return line
+    text = line.rstrip("".join(EIGHTHS[1:]))
+    return text + click.style(line[len(text) :], fg="green" if share >= 0 else "red") if len(text) < len(line) else line
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from indexer.store.lock import writing
 from indexer.store.meta import IndexMeta
 from indexer.store.postings import Postings
 from indexer.store.reader import Store
-from indexer.store.writer import change_store, compact_store, write_store
+from indexer.store.writer import change_store, compact_store, unused_files, write_store
 
 __all__ = [
     "DATABASE",
@@ -37,6 +37,7 @@ __all__ = [
     "change_store",
     "refuse_no_index",
     "compact_store",
+    "unused_files",
     "write_store",
     "writing",
 ]

@@ -3,7 +3,8 @@
 A score says little by itself: what is high for one encoder is low for another. So texts that mean nothing here are
 asked of the index: made-up words, and words for what no picture shows. Their best scores are the distribution that a
 query's scores are compared with: for a score s, chance = (1 + texts whose best score is ≥ s) / (1 + texts), the
-p-value of a permutation test (Phipson & Smyth 2010). It holds for any encoder and any index.
+p-value of a permutation test (Phipson & Smyth 2010). It holds for any encoder and any index. Whoever builds an index
+measures it, since it takes a while where there are many pictures; it lies beside the database, and is no part of it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import numpy as np
 from training.files import write_whole
 
 if TYPE_CHECKING:
-    from search.engine import Engine
+    from indexer.store.reader import Store
 
 LEVEL = 0.05  # hits of a higher chance do not match
 FILE = "chance.json"
 MADE_UP = 200  # words of syllables
+BLOCK = 1 << 14  # pictures that are scored at a time
 GROWN = 1.2  # an index that has grown or shrunk by more is measured again
 # None of them is among the words that the report judges by.
 ABSTRACT = """
@@ -82,52 +84,49 @@ def unrelated_texts() -> tuple[str, ...]:
     return (*sorted(made_up), *ABSTRACT.split())
 
 
-def measure_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
-    """Asks every unrelated text of both indexes. embed: texts → unit rows (t, d)."""
-    T = embed(unrelated_texts())
-    with engine.store.vectors_trusted():
-        dense = engine.dense.search(T.astype(np.float32), 1)[0][:, 0]
-    with engine.store.damage():
-        sparse = [engine.inverted.search(s, 1).scores[0] for s in T @ engine.D.T]
-    return Chance(np.sort(dense.astype(np.float64)), np.sort(np.array(sparse)))
-
-
-def index_chance(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
-    """The distribution of an index: that of the file beside it, else measured now, and kept where it can be."""
-    return _kept(engine) or _measured(engine, embed)
-
-
-def _measured(engine: Engine, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
-    chance = measure_chance(engine, embed)
-    held = {
-        "key": _key(engine),
-        "n": len(engine.store),
-        "dense": chance.dense.tolist(),
-        "sparse": chance.sparse.tolist(),
-    }
-    with suppress(OSError):  # then it is measured anew next time, and the answers are the same
-        body = json.dumps(held)
-        write_whole(engine.store.folder / FILE, f"{body}\n{_sum(body)}\n".encode())
-    return chance
-
-
-def _kept(engine: Engine) -> Chance | None:
-    path = engine.store.folder / FILE
+def kept_chance(store: Store) -> Chance | None:
+    """The distribution beside an index; None where it is missing, damaged, or of other pictures, atoms or texts."""
+    path = store.folder / FILE
     try:
         body, checksum = path.read_text().splitlines() if path.is_file() else ("", "")
         held = json.loads(body) if checksum == _sum(body) else {}
     except (OSError, ValueError):
         return None
-    if held.get("key") != _key(engine) or not 1 / GROWN <= len(engine.store) / held["n"] <= GROWN:
+    if held.get("key") != _key(store) or not 1 / GROWN <= len(store) / held["n"] <= GROWN:
         return None
     return Chance(np.array(held["dense"]), np.array(held["sparse"]))
 
 
-def _key(engine: Engine) -> str:
+def index_chance(store: Store, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
+    """The distribution of an index that is not empty: the kept one, else one that is measured now, and kept where it
+    can be. embed: texts → unit rows (t, d)."""
+    if chance := kept_chance(store):
+        return chance
+    chance = measure_chance(store, embed(unrelated_texts()))
+    held = {"key": _key(store), "n": len(store), "dense": chance.dense.tolist(), "sparse": chance.sparse.tolist()}
+    body = json.dumps(held)
+    with suppress(OSError):  # then it is measured anew next time, and the answers are the same
+        write_whole(store.folder / FILE, f"{body}\n{_sum(body)}\n".encode())
+    return chance
+
+
+def measure_chance(store: Store, T: np.ndarray) -> Chance:
+    """The best score of each of some texts, unit rows T (t, d), among all pictures of an index that is not empty."""
+    S, W = (T @ store.dictionary().T).T.astype(np.float32), store.codes()
+    T = T.T.astype(np.float32)
+    dense, sparse = [], []
+    for start in range(0, len(store), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(store)))
+        dense.append((store.embeddings(rows) @ T).max(0))
+        sparse.append((W[rows[0] : rows[-1] + 1] @ S).max(0))
+    return Chance(*(np.sort(np.max(best, 0).astype(np.float64)) for best in (dense, sparse)))
+
+
+def _key(store: Store) -> str:
     """What the scores of a text depend on, the pictures apart."""
-    meta = engine.store.meta
+    meta = store.meta
     words = hashlib.sha256("\0".join(unrelated_texts()).encode()).hexdigest()[:16]
-    return f"{meta.encoder_fingerprint} {meta.dictionary_fingerprint} {meta.dense_factory} {words}"
+    return f"{meta.encoder_fingerprint} {meta.dictionary_fingerprint} {words}"
 
 
 def _sum(body: str) -> str:

@@ -1,6 +1,6 @@
-"""A query in an address: `/?text=truck&text=-1*fire engine&forbid=red` and the same below `/api/search`.
+"""A query in an address: `/?text=truck&text=fire engine=-1&forbid=red` and the same below `/api/search`.
 
-Each term is a parameter `text`, `picture` or `concept`, whose value may begin with a weight and `*`. The filters and
+Each term is a parameter `text`, `picture` or `concept`, whose value may have a weight behind it. The filters and
 the other fields of a `Query` have their names; `label` and `split` may be repeated, as `require` and `forbid` may.
 """
 
@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from search.query import KINDS, MOST_TERMS, GroupBy, Query, QueryMode, Term
+from search.spelling import spelled, weighed
 
 MOST_K = 1000  # hits that one answer over the web may hold
 K = 40  # hits where the address names no number: a few screens of pictures
@@ -22,7 +23,6 @@ Word = Annotated[str, StringConstraints(max_length=300)]
 Words = Annotated[list[Word], Field(max_length=MOST_TERMS)]
 Diverse = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="0: by score alone")]
 
-WEIGHTED = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\*(.*)", re.DOTALL | re.IGNORECASE)
 TYPED = re.compile(r"(?:^|\s)(?=[-−+#]+[^\s\-−+#])")  # where the next word or concept of the query box begins
 
 
@@ -31,9 +31,9 @@ class Address(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: Words = Field([], description="a word or a few; `-1*fire engine` counts against a picture")
+    text: Words = Field([], description="a word or a few; `fire engine=-1` counts against a picture")
     picture: Words = Field([], description="the id of a picture of the index, or `upload:HASH`")
-    concept: Words = Field([], description="a concept's name; `0.5*red` counts half")
+    concept: Words = Field([], description="a concept's name; `red=0.5` counts half")
     require: Words = Field([], description="concepts that a picture's code must hold")
     forbid: Words = Field([], description="concepts that it must not hold")
     label: Words = Field([], description="labels, of which a picture must have one")
@@ -53,7 +53,7 @@ class Address(BaseModel):
         return Query(terms=tuple(self.terms() if terms is None else terms), **lists, **rest)
 
     def terms(self) -> list[Term]:
-        return [term(kind, value) for kind in KINDS for value in getattr(self, kind)]
+        return [weighed(kind, value) for kind in KINDS for value in getattr(self, kind)]
 
     @property
     def is_empty(self) -> bool:
@@ -67,19 +67,6 @@ class Address(BaseModel):
 
 LISTS = {"require": "require", "forbid": "forbid", "labels": "label", "splits": "split"}  # of a query → of an address
 SAME = ("path", "mode", "fuse", "diverse", "group_by", "k", "all")
-
-
-def term(kind: Any, spelled: str) -> Term:
-    """A term from its spelling, as `-0.5*fire engine`."""
-    if found := WEIGHTED.fullmatch(spelled):
-        return Term(kind, found[2], float(found[1]))
-    return Term(kind, spelled)
-
-
-def spelled(term: Term) -> str:
-    """A term's value with its weight where that is not 1."""
-    plain = term.weight == 1 and not WEIGHTED.fullmatch(term.value)
-    return term.value if plain else f"{term.weight:g}*{term.value}"
 
 
 def parameters(query: Query | None) -> list[tuple[str, str]]:
@@ -114,9 +101,5 @@ def typed(text: str, *, against: bool = False) -> list[Term]:
         if not value:
             continue
         minus = against != bool(set(signs) & {"-", "−"})
-        if not found and not signs and WEIGHTED.fullmatch(value):
-            held = term("text", value)
-            found.append(Term("text", held.value, -held.weight if against else held.weight))
-        else:
-            found.append(Term("concept" if "#" in signs else "text", value, -1.0 if minus else 1.0))
+        found.append(weighed("concept" if "#" in signs else "text", value, -1 if minus else 1))
     return found

@@ -88,7 +88,7 @@ def concepts(
 
 
 def row(index: Index, concept: Concept, version: str) -> Row:
-    hits = index.search(concepts=concept.name, k=THUMBNAILS) if concept.images else []
+    hits = index.search(concepts=concept.name, k=THUMBNAILS).hits if concept.images else []
     return Row(concept, concept_href(concept.name), [(h.id, thumbnail_src(h.id, version)) for h in hits])
 
 
@@ -105,7 +105,7 @@ def concept(request: Request, name: Annotated[Name, Path()], here: Here) -> Resp
     with here.holder.index() as index:
         found = concept_here(index, name)
         near = index.near_concepts(found.name, min(13, len(index.concepts())))
-        hits = index.search(concepts=found.name, k=STRONGEST) if found.images else []
+        hits = index.search(concepts=found.name, k=STRONGEST).hits if found.images else []
         has_labels = bool(index.store.classes().names)
     together = Counter(c.name for hit in hits for c in hit.concepts if c.name != found.name)
     labels = Counter(hit.label for hit in hits if hit.label)

@@ -35,8 +35,8 @@
     find("menu-name").textContent = name;
     find("menu-require").href = search("require", name);
     find("menu-forbid").href = search("forbid", name);
-    find("menu-more").href = search("concept", "0.5*" + name);
-    find("menu-less").href = search("concept", "-0.5*" + name);
+    find("menu-more").href = search("concept", name + "=0.5");
+    find("menu-less").href = search("concept", name + "=-0.5");
     find("menu-page").href = page;
     menu.showModal();
   }

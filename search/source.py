@@ -1,0 +1,47 @@
+"""What the commands that ask are asked of: an index, its encoder, a device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from training.commands import device_option, index_option
+
+if TYPE_CHECKING:
+    from search.index import Index
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to ask: the index in a folder, its encoder where that lies elsewhere now, and where torch computes."""
+
+    folder: Path
+    encoder: str | None
+    device: str
+
+    def open(self) -> Index:
+        from search.index import Index
+
+        if self.device != "auto":
+            from training.device import pick_device
+
+            pick_device(self.device)  # refuses a device that is not there before anything is read
+        return Index(self.folder, encoder=self.encoder, device=self.device)
+
+
+def source_options(command: Callable) -> Callable:
+    """--encoder, --index and --device, which the command takes as one `source`."""
+
+    @click.option("--encoder", help="Encoder: folder or hub name.  [default: the index's own]")
+    @index_option
+    @device_option
+    @functools.wraps(command)
+    def taken(*args: object, index_dir: Path, encoder: str | None, device: str, **rest: object) -> object:
+        return command(*args, source=Source(index_dir, encoder, device), **rest)
+
+    return taken
