@@ -23,6 +23,7 @@ from indexer.coding import encode_sparse
 from indexer.config import IndexConfig
 from indexer.plan import plan_addition
 from indexer.store import DATABASE, Store, vectors
+from indexer.store.chance import FILE as CHANCE
 from indexer.update import add_pictures, compact, plan_add, plan_removal, remove_pictures
 from search.index import Index
 from training.encoders import open_encoder
@@ -227,7 +228,7 @@ class Changes(RuleBasedStateMachine):
         compact(self.world.folder)
         with Store(self.world.folder) as store:
             assert store.meta.dead == 0
-            names = {DATABASE, store.meta.vectors_file, store.meta.thumbnails_file}
+            names = {DATABASE, CHANCE, store.meta.vectors_file, store.meta.thumbnails_file}
         assert data_files(self.world.folder) == names
 
     @rule()

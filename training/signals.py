@@ -44,16 +44,17 @@ def noted_signals() -> Iterator[list[signal.Signals]]:
     """
     received: list[signal.Signals] = []
 
-    def note(number: int, frame: FrameType | None) -> NoReturn:
+    def note(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
-        raise KeyboardInterrupt
+        if _is_importing(frame):
+            _send_again(number)
+        else:
+            raise KeyboardInterrupt
 
     def ask_again(lost: sys.UnraisableHookArgs) -> None:
         """Where Python could not raise the interrupt, as in a finaliser, it would be dropped with a traceback."""
         if received and issubclass(lost.exc_type, KeyboardInterrupt):
-            again = threading.Timer(0.02, signal.pthread_kill, [threading.main_thread().ident, received[0]])
-            again.daemon = True
-            again.start()
+            _send_again(received[0])
         else:
             earlier_hook(lost)
 
@@ -76,6 +77,23 @@ def end_by_signal(number: signal.Signals) -> NoReturn:
     with suppress(OSError, ValueError):  # nobody is there to read it
         print(f"Error: {WORDS[number]}", file=sys.stderr, flush=True)
     sys.exit(128 + number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: an extension that is interrupted as it sets itself up may abort the
+    process, as DuckDB's does."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    """Sends a signal to this process once more, a moment later."""
+    again = threading.Timer(0.02, signal.pthread_kill, [threading.main_thread().ident, number])
+    again.daemon = True
+    again.start()
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
