@@ -63,11 +63,10 @@ def test_an_interrupt_waits_for_an_import(tmp_path, monkeypatch):
     """An extension that is interrupted as it sets itself up may abort the process."""
     (tmp_path / "interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with noted_signals() as received:
-        with contextlib.suppress(KeyboardInterrupt):
-            module = importlib.import_module("interrupted")
-            time.sleep(60)
-            pytest.fail("the signal was lost")
+    with noted_signals() as received, contextlib.suppress(KeyboardInterrupt):
+        module = importlib.import_module("interrupted")
+        time.sleep(60)
+        pytest.fail("the signal was lost")
     assert module.whole
     assert set(received) == {signal.SIGINT}
 
