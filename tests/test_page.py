@@ -196,6 +196,7 @@ PAGES = {
     "changed": "/picture/3?for=ship&with=ship=0.5",
     "concepts": "/concepts",
     "concept": "/concept/ship",
+    "class": "/class/ship",
     "report": "/report",
     "state": "/state",
     "fault": "/nowhere",

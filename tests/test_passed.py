@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from indexer.pictures.files import LIMIT, PictureError, decode, formats
 from indexer.pictures.passed import Excluded, check_patterns, nobody_means, summarised
 from indexer.store import Store
 from indexer.store.meta import parse_meta
@@ -168,3 +171,34 @@ def test_an_index_that_knows_no_patterns_is_read(light_index):
         rows = store.meta.rows()
         del rows["exclude"]
         assert parse_meta(rows, without=LATER) == store.meta
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_heic_is_read_with_the_extra(turn, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    corners = np.array([[[220, 30, 30], [30, 200, 30]], [[30, 30, 220], [200, 200, 30]]], np.uint8)
+    pixels = corners.repeat(40, 0).repeat(60, 1)  # 120 × 80, a colour in each corner
+    exif = Image.Exif()
+    exif[274] = turn
+    out, formats_now = io.BytesIO(), formats()
+    heif.from_pillow(Image.fromarray(pixels)).save(out, quality=95, exif=exif.tobytes())
+    assert "HEIF" in formats_now
+    found = np.asarray(decode(out.getvalue()), np.int64)
+    expected = np.rot90(pixels, {1: 0, 3: 2, 6: 3, 8: 1}[turn]).astype(np.int64)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 8
+    monkeypatch.setenv(LIMIT, "9000")
+    with pytest.raises(PictureError, match="at most 9000 pixels"):
+        decode(out.getvalue())
+
+
+def test_a_folder_of_heic(run, tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    for name, colour in (("IMG_0001.HEIC", (200, 20, 20)), ("b.heif", (20, 20, 200))):
+        heif.from_pillow(Image.new("RGB", (64, 48), colour)).save(tmp_path / "made.heif")
+        (tmp_path / "album").mkdir(exist_ok=True)
+        (tmp_path / "made.heif").rename(tmp_path / "album" / name)
+    (tmp_path / "album" / "c.HEIC").write_bytes(b"no picture")
+    said = run("index", tmp_path / "album", "--index", tmp_path / "i").stderr
+    assert held(tmp_path / "i", tmp_path / "album") == ["IMG_0001.HEIC", "b.heif"]
+    assert "c.HEIC" in said

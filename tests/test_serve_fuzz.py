@@ -23,7 +23,7 @@ OPERATIONS = (
     *("POST /api/search", "GET /api/search", "POST /api/pictures", "GET /api/pictures/{image_id}"),
     *("GET /api/pictures/{image_id}/explain", "GET /api/pictures/{image_id}/classify"),
     *("POST /api/pictures/{image_id}/edit", "GET /api/concepts", "GET /api/concepts/{name}", "GET /api/state"),
-    "POST /api/doctor",
+    *("GET /api/classes/{label}", "POST /api/doctor"),
 )
 ANYTHING = {"POST /api/pictures", "GET /api/state", "POST /api/doctor"}  # no request to these is malformed
 CASES = [(label, GenerationMode.POSITIVE) for label in OPERATIONS]

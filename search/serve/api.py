@@ -73,13 +73,17 @@ def picture(image_id: PictureId, here: Here) -> m.PictureModel:
 
 
 @router.get("/pictures/{image_id}/explain")
-def explain(image_id: PictureId, here: Here, text: Word | None = None) -> m.ExplanationModel:
-    """What each concept adds to a picture's score for a text; without one, for its class."""
+def explain(
+    image_id: PictureId, here: Here, text: Word | None = None, k: Annotated[int, fastapi.Query(ge=1, le=MOST_K)] = 10
+) -> m.ExplanationModel:
+    """What each concept adds to a picture's score for a text, and why it is none of the k best; without a text, what
+    each adds for its class."""
     with here.holder.index() as index:
         check_here(index, image_id)
-        found = index.explain(image_id, text)
+        found = index.explain(image_id, text, k)
     ranks = [m.RankModel(name=name, rank=rank) for name, rank in found.ranks_without]
-    return m.ExplanationModel.model_validate(found.to_dict() | {"ranks_without": ranks})
+    helps = [m.HelpModel(name=name, weight=weight) for name, weight in found.would_help]
+    return m.ExplanationModel.model_validate(found.to_dict() | {"ranks_without": ranks, "would_help": helps})
 
 
 @router.get("/pictures/{image_id}/classify")
@@ -106,6 +110,13 @@ def edited(image_id: PictureId, change: m.EditModel, here: Here) -> m.EditedMode
         check_here(index, image_id)
         found = index.edit(image_id, without=change.without, with_=change.with_, text=change.text)
     return m.EditedModel(before=state_of(found.before), after=state_of(found.after))
+
+
+@router.get("/classes/{label}")
+def class_of(label: Annotated[m.Name, Path()], here: Here) -> m.ClassModel:
+    """A class, and the concepts without which some of its pictures would be given another."""
+    with here.holder.index() as index:
+        return class_here(index, label)
 
 
 @router.get("/concepts")
@@ -198,6 +209,16 @@ def ordered(known: Iterable[Any], find: str) -> list[Any]:
     wanted = " ".join(find.split()).casefold()
     found = (c for c in known if any(wanted in n.casefold() for n in (c.name, *c.aliases)))
     return sorted(found, key=lambda c: (-c.images, c.name))
+
+
+def class_here(index: Index, label: str) -> m.ClassModel:
+    """A class by its name; raises `NotHere` where there is none."""
+    try:
+        flips = [m.FlipModel(concept=concept, pictures=n) for concept, n in index.flips(label)]
+    except CallError as e:
+        raise NotHere(str(e)) from e
+    pictures = index.store.rows("SELECT count(*) FROM images WHERE label = ?", [label])[0][0]
+    return m.ClassModel(name=label, pictures=pictures, flips=flips)
 
 
 def concept_here(index: Index, name: str) -> Any:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from indexer.pictures.files import PictureError
-from search.serve import api, concept_pages, picture_page, search_page, state_pages
+from search.serve import api, class_page, concept_pages, picture_page, search_page, state_pages
 from search.serve.asking import NotHere, Serving
 from search.serve.guard import App, Door, Guard
 from search.serve.render import error_page
@@ -32,7 +32,7 @@ def application(serving: Serving, door: Door) -> App:
         redoc_url=None,
     )
     app.state.serving = serving
-    for part in (api, search_page, picture_page, concept_pages, state_pages):
+    for part in (api, search_page, picture_page, class_page, concept_pages, state_pages):
         app.include_router(part.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for fault in (SparsightError, RequestValidationError, HTTPException):

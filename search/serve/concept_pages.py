@@ -67,6 +67,7 @@ def concepts(
         page = min(page, pages)
         rows = [row(index, concept, version) for concept in found[(page - 1) * PAGE : page * PAGE]]
         drawn = the_map(index, version)
+        classes = index.store.classes().names
 
     def to(number: int) -> str | None:
         find_now = [("find", find)] if find.strip() else []
@@ -84,6 +85,7 @@ def concepts(
         earlier=to(page - 1),
         later=to(page + 1),
         drawn=drawn,
+        classes=classes,
     )
 
 

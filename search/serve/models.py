@@ -117,6 +117,21 @@ class EditModel(Given):
     text: Name | None = None
 
 
+class FlipModel(BaseModel):
+    """A concept, and how many pictures of a class would be given another class without it."""
+
+    concept: str
+    pictures: int
+
+
+class ClassModel(BaseModel):
+    """A class: the pictures that are labelled so, and the concepts that it hangs on, those of most pictures first."""
+
+    name: str
+    pictures: int
+    flips: list[FlipModel]
+
+
 class ScoreModel(BaseModel):
     name: str
     score: float
@@ -148,6 +163,13 @@ class RankModel(BaseModel):
     rank: int
 
 
+class HelpModel(BaseModel):
+    """A concept, and the weight of it that would have to be added."""
+
+    name: str
+    weight: float
+
+
 class ExplanationModel(BaseModel):
     target: str
     label: str | None
@@ -158,6 +180,9 @@ class ExplanationModel(BaseModel):
     concepts: list[ConceptWeightModel]
     rank: int | None = Field(description="among all pictures by the dense score, where a text was given")
     ranks_without: list[RankModel]
+    k: int = Field(description="of how many hits it may be one")
+    short: float = Field(description="what its score lacks to be among these")
+    would_help: list[HelpModel] = Field(description="concepts that would bring it there")
 
 
 class UploadModel(BaseModel):

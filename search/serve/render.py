@@ -10,7 +10,7 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from search.serve.view import concept_href, thumbnail_src
+from search.serve.view import class_href, concept_href, thumbnail_src
 
 TITLES = {404: "Not here", 400: "That makes no sense", 422: "That makes no sense"}
 
@@ -24,7 +24,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals |= {"concept_href": concept_href, "thumbnail_src": thumbnail_src}
+    templates.globals |= {"class_href": class_href, "concept_href": concept_href, "thumbnail_src": thumbnail_src}
     templates.filters |= {"signed": lambda value: f"{value:+.2f}", "count": lambda value: f"{value:,}"}
     return templates
 

@@ -163,6 +163,10 @@ def concept_href(name: str) -> str:
     return "/concept/" + quote(name, safe="")
 
 
+def class_href(name: str) -> str:
+    return "/class/" + quote(name, safe="")
+
+
 def label_facets(hits: Sequence[Hit], links: Links) -> list[Facet]:
     """The labels of the hits; one that is asked for already leads to the search without it."""
     set_now = links.query.labels if links.query else ()
