@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -15,20 +16,31 @@ from PIL import Image, ImageDraw, ImageOps
 from search.answers import ConceptWeight, Hit
 from training.errors import SparsightError
 from training.files import write_whole
-from training.terminal import printable, table
+from training.terminal import bar, coloured, draws_bars, printable, table
 
 CELL = 128  # pixels a side of a picture on the sheet
 
 
-def concepts_line(concepts: Sequence[ConceptWeight], most: int = 4) -> str:
-    """The first concepts and what they add to the score, on one line."""
-    return ", ".join(f"{c.name} {c.contribution:+.2f}" for c in concepts[:most])
+FEW = 4  # concepts that a line shows
+SHORT = 4  # columns of the longest bar in a line of several
+
+
+def concepts_line(concepts: Sequence[ConceptWeight], longest: float = 0) -> str:
+    """The first concepts and what they add to the score, on one line. longest: what is drawn as a whole bar, where bars
+    are drawn."""
+    bars = [bar(c.contribution / longest, SHORT) + " " if longest else "" for c in concepts[:FEW]]
+    return ", ".join(f"{c.name} {b}{c.contribution:+.2f}" for c, b in zip(concepts, bars, strict=False))
 
 
 def hits_table(hits: Sequence[Hit]) -> str:
-    """Hits as a table, one a line."""
-    rows = [[str(h.rank), f"{h.score:.3f}", h.label or "-", str(h.id), h.path, concepts_line(h.concepts)] for h in hits]
-    return table(rows, ["", "score", "label", "id", "path", "concepts (what each adds to the score)"])
+    """Hits as a table, one a line; with bars where the output is a terminal that can draw them."""
+    parts = [abs(c.contribution) for h in hits for c in h.concepts] if draws_bars(sys.stdout) else []
+    longest = max(parts, default=0.0)
+    rows = [
+        [str(h.rank), f"{h.score:.3f}", h.label or "-", str(h.id), h.path, concepts_line(h.concepts, longest)]
+        for h in hits
+    ]
+    return coloured(table(rows, ["", "score", "label", "id", "path", "concepts (what each adds to the score)"]))
 
 
 def terminal_shows_pictures(stream: TextIO) -> bool:

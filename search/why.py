@@ -92,7 +92,7 @@ def _print_flips(flips: list[tuple[str, int]], as_json: bool) -> None:
     elif flips:
         most = flips[0][1]
         click.echo(
-            bar_table([[name, str(n)] for name, n in flips], [n / most for _, n in flips], ["concept", "pictures"])
+            bar_table([[name, str(n)] for name, n in flips], [n / most for _, n in flips], ["concept", "pictures"], 1)
         )
     else:
         click.echo("no concept alone decides the class of any of its pictures", err=True)
@@ -113,7 +113,7 @@ def _explanation_text(e: Explanation) -> str:
         header.append("rank without it")
     most = max((abs(c.contribution) for c in e.concepts), default=0) or 1.0
     shares = [c.contribution / most for c in e.concepts]
-    lines.append(bar_table(rows, shares, header) if rows else "no concept of the dictionary fits")
+    lines.append(bar_table(rows, shares, header, 2) if rows else "no concept of the dictionary fits")
     return "\n".join(lines)
 
 

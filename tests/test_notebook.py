@@ -88,7 +88,9 @@ def test_a_bar_is_as_long_as_its_share(share, drawn):
     [({}, True, True), ({"NO_COLOR": "1"}, False, True), ({"LC_ALL": "C"}, False, False)],
 )
 def test_bars_are_drawn_on_a_terminal_that_can(setting, coloured, drawn):
-    code = "from training.terminal import bar_table; print(bar_table([['a'], ['b']], [1, -1], ['x']))"
+    code = (
+        "from training.terminal import bar_table; print(bar_table([['a', '+1'], ['b', '-1']], [1, -1], ['', 'x'], 1))"
+    )
     ours, theirs = pty.openpty()
     plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "PYTHONUTF8")}
     environment = plain | {"PYTHONIOENCODING": "ascii" if "LC_ALL" in setting else "utf-8", "TERM": "xterm"} | setting

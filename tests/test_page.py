@@ -7,66 +7,21 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from browsing import BROWSER, DRIVER, Visit, open_browser
 from PIL import Image
 from serving import served
 
 pytestmark = pytest.mark.slow
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 if not BROWSER or not DRIVER:
     pytest.skip("needs chromium and chromedriver: `make test-page` installs them", allow_module_level=True)
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: `make install` installs it")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
-
-
-class Visit:
-    """A browser at the page, and what the tests do with it."""
-
-    def __init__(self, driver, address):
-        self.driver, self.address = driver, address
-
-    def go(self, path: str) -> None:
-        self.driver.get(self.address + path)
-
-    def one(self, css: str):
-        return self.driver.find_element(By.CSS_SELECTOR, css)
-
-    def all(self, css: str) -> list:
-        return self.driver.find_elements(By.CSS_SELECTOR, css)
-
-    def until(self, what):
-        return WebDriverWait(self.driver, 120).until(lambda _: what())
-
-    @property
-    def query(self) -> dict[str, list[str]]:
-        return parse_qs(urlsplit(self.driver.current_url).query)
-
-    @property
-    def path(self) -> str:
-        return urlsplit(self.driver.current_url).path
-
-    def size(self, width: int, height: int, *, dark: bool = False) -> None:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="needs selenium: `make install` installs it").Keys
 
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver = open_browser()
     yield driver
     driver.quit()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from wcwidth import wcswidth
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 BAR = 12  # columns of the longest
+DRAWN = re.compile(rf"([{EIGHTHS[1:]}]+)(?= +(-?)[+\d])")  # a bar, and the sign of the number behind it
 
 
 def printable(text: str) -> str:
@@ -50,26 +52,24 @@ def bar(share: float, columns: int = BAR) -> str:
     return "█" * whole + EIGHTHS[part].strip()
 
 
-def bar_table(rows: Sequence[Sequence[str]], shares: Sequence[float], header: Sequence[str]) -> str:
-    """A table whose last column are bars, where the output is a terminal; in colour where that shows it."""
-    if not shows_bars(sys.stdout):
+def bar_table(rows: Sequence[Sequence[str]], shares: Sequence[float], header: Sequence[str], column: int) -> str:
+    """A table with a bar before a column of numbers, where the output is a terminal that can draw them."""
+    if not draws_bars(sys.stdout):
         return table(rows, header)
-    text = table([[*row, bar(share)] for row, share in zip(rows, shares, strict=True)], [*header, ""])
-    head, *lines = text.split("\n")
-    return "\n".join([head, *(_coloured(line, share) for line, share in zip(lines, shares, strict=True))])
+    drawn = [[*r[:column], bar(share), *r[column:]] for r, share in zip(rows, shares, strict=True)]
+    return coloured(table(drawn, [*header[:column], "", *header[column:]]))
 
 
-def shows_bars(stream: TextIO) -> bool:
+def draws_bars(stream: TextIO) -> bool:
     """Whether a stream is a terminal that can draw them."""
     return stream.isatty() and (stream.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def _coloured(line: str, share: float) -> str:
-    """A line with its bar in green where that adds, in red where it takes away (no-color.org)."""
+def coloured(text: str) -> str:
+    """Text whose bars are green, and red before a number below 0; as it is where no colour is wanted (no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return line
-    text = line.rstrip("".join(EIGHTHS[1:]))
-    return text + click.style(line[len(text) :], fg="green" if share >= 0 else "red") if len(text) < len(line) else line
+        return text
+    return DRAWN.sub(lambda found: click.style(found[1], fg="red" if found[2] == "-" else "green"), text)
 
 
 @contextmanager
