@@ -105,12 +105,15 @@ class Index:
     ) -> Answer:
         """The pictures that fit a text, pictures and concepts, and do not fit what they are to be without.
 
-        like: pictures, by file, id or path. concepts: names, or a weight for each. without: texts, or pictures by id or
-        as a Path. rules: the fields of a `Query` beside its terms, as `k=20`, `mode="sparse"`, `require="red"`,
-        `labels=["cat", "dog"]` or `all=True`. What any of it means is told, with the formulas, in docs/search.md.
+        like: pictures, by file, id or path, or as bytes. concepts: names, or a weight for each. without: texts, or
+        pictures by id, as a Path or as bytes. rules: the fields of a `Query` beside its terms, as `k=20`,
+        `mode="sparse"`, `require="red"`, `labels=["cat", "dog"]` or `all=True`. What any of it means is told, with the
+        formulas, in docs/search.md.
         Raises `CallError` for a call that makes no sense, as one that names an unknown concept.
         """
-        return self.answer(Query.of(text, like, concepts, without, **rules))
+        pictures = [(one, weight) for some, weight in ((like, 1.0), (without, -1.0)) for one in several(some)]
+        pasted = {Term("picture", as_target(b), w): self.embed_bytes(b) for b, w in pictures if isinstance(b, bytes)}
+        return self.answer(Query.of(text, like, concepts, without, **rules), pasted)
 
     def answer(self, query: Query, vectors: Mapping[Term, np.ndarray] | None = None) -> Answer:
         """The answer to a query: hits with the parts of their scores. vectors: of terms, where they are known already.
@@ -182,7 +185,7 @@ class Index:
         among = {} if text is None else place_among(self._engine, float(x @ t), t, parts, image_id, k)
         row = None if image_id is None else self.store.images([image_id])[0]
         return Explanation(
-            target=row.path if row else str(picture),
+            target=row.path if row else as_target(picture),
             label=row.label if row else None,
             text=shown,
             dense_score=float(x @ t),
@@ -272,6 +275,8 @@ class Index:
 
     def embed_picture(self, picture: Picture) -> tuple[np.ndarray, int | None]:
         """Picture → unit vector (d,), and its id where it is one of the index."""
+        if isinstance(picture, bytes):
+            return self.embed_bytes(picture), None
         if (image_id := self.picture_id(picture)) is not None:
             return self.store.embeddings_of([image_id])[0], image_id
         path = existing_file(str(picture))
@@ -321,7 +326,7 @@ class Index:
         earlier, self._engine, self._chance = self._engine, Engine(self.store.folder), None
         earlier.close()
 
-    def _query_of(self, picture: Picture, mode: Mode, known: np.ndarray | None = None) -> np.ndarray:
+    def _query_of(self, picture: str, mode: Mode, known: np.ndarray | None = None) -> np.ndarray:
         """What to search by for a picture: x (d,), and in sparse mode w D, normalised, so that its concepts decide.
 
         known: its embedding, where that was made already.

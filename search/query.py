@@ -6,6 +6,7 @@ reads it back. What it means is told, with the formulas, in docs/search.md.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ KINDS, QUERY_MODES, GROUPINGS = get_args(Kind), get_args(QueryMode), get_args(Gr
 MOST_TERMS = 64
 MOST_HITS = 100_000
 MOST_WEIGHT = 1e6
-Picture = str | int | Path  # a file, or the id or path of a picture of the index; a Path is never an id
+# A file, or the id or path of a picture of the index, or a picture file's bytes; a Path is never an id.
+Picture = str | int | Path | bytes
 
 
 class Rules(TypedDict, total=False):
@@ -175,11 +177,14 @@ FILTERS = (*LISTS, "path", "where")
 
 def several(value: object) -> list[Any]:
     """One thing, or each of several."""
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
 
 
 def as_target(picture: Picture) -> str:
-    """A picture as a term names it: digits alone are an id, so a Path of digits is made absolute."""
+    """A picture as a term names it: digits alone are an id, so a Path of digits is made absolute. Bytes are named by
+    their hash."""
+    if isinstance(picture, bytes):
+        return f"bytes:{hashlib.sha256(picture).hexdigest()[:16]}"
     text = str(picture)
     return str(full_path(text)) if isinstance(picture, Path) and text.isdigit() else text
 

@@ -37,10 +37,13 @@ def hits_table(hits: Sequence[Hit]) -> str:
     parts = [abs(c.contribution) for h in hits for c in h.concepts] if draws_bars(sys.stdout) else []
     longest = max(parts, default=0.0)
     rows = [
-        [str(h.rank), f"{h.score:.3f}", h.label or "-", str(h.id), h.path, concepts_line(h.concepts, longest)]
-        for h in hits
+        [str(h.rank), _score(h), h.label or "-", str(h.id), h.path, concepts_line(h.concepts, longest)] for h in hits
     ]
     return coloured(table(rows, ["", "score", "label", "id", "path", "concepts (what each adds to the score)"]))
+
+
+def _score(hit: Hit) -> str:
+    return f"{hit.score:.3f}" + ("" if hit.matches else " ?")
 
 
 def terminal_shows_pictures(stream: TextIO) -> bool:

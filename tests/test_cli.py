@@ -48,6 +48,13 @@ def test_a_word_that_means_nothing_here_is_said_to(run, bundled_index):
     assert "near no concept" not in run("search", "a fire engine", "--index", bundled_index).stderr
 
 
+def test_what_does_not_match_is_marked(run, bundled_index):
+    found = run("search", "democracy", "-k", 2, "--all", "--index", bundled_index)
+    assert all(" ? " in line for line in found.stdout.splitlines()[1:])
+    assert "marked ?" in found.stderr
+    assert "nothing here matches" in run("search", "democracy", "-k", 2, "--index", bundled_index).stderr
+
+
 def test_search_prints_a_table_and_a_sheet(run, small_index, cat_picture, tmp_path):
     sheet = tmp_path / "sheet.png"
     result = run("search", "--picture", cat_picture, "-k", 4, "--index", small_index, "--sheet", sheet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from search.index import Index
+from search.query import Query
 from search.ranking import top_k
 from training.errors import CallError, SparsightError
 
@@ -50,6 +52,19 @@ def test_contributions_of_a_sparse_hit_add_up_to_its_score(index, pictures, tmp_
     assert len(found) > 40
     for hit in found:
         assert sum(c.contribution for c in hit.concepts) == pytest.approx(hit.score, abs=1e-5)
+
+
+def test_pictures_may_be_bytes(index, pictures, tmp_path):
+    Image.fromarray(pictures.pixels[4]).save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    by_bytes, by_file = (index.search("ship", like=one, k=5, all=True) for one in (data, tmp_path / "p.png"))
+    assert by_bytes.hits == by_file.hits
+    assert Query.from_dict(json.loads(json.dumps(by_bytes.query.to_dict()))) == by_bytes.query
+    less, same = (index.search("cat", without=one, k=5, all=True) for one in (data, tmp_path / "p.png"))
+    assert less.hits == same.hits
+    assert index.classify(data) == index.classify(tmp_path / "p.png")
+    with pytest.raises(SparsightError, match="cannot be read"):
+        index.search(like=b"no picture")
 
 
 def test_concept_search_is_the_codes_column(index):

@@ -48,6 +48,7 @@ BARS: dict[str, tuple[float | None, ...]] = {  # of 1,000,000 pictures: seconds,
     "export": (None, 512.0, None, None),
     "compact": (None, 512.0, None, None),
     "all codes read": (None, 512.0, None, None),
+    "what scores mean, measured": (None, 512.0, None, None),
     "on disk": (None, None, None, 0.15),
 }
 
@@ -187,6 +188,15 @@ def codes(index: Path, files: Path) -> Callable[[], object]:
     return lambda: Store(index).codes()
 
 
+def chance(index: Path, files: Path) -> Callable[[], object]:
+    from indexer.store import Store
+    from indexer.store.chance import index_chance
+    from training.encoders import open_text_encoder
+
+    embed = open_text_encoder("bundled").encode_texts
+    return lambda: index_chance(Store(index), embed)
+
+
 def search_cold(mode: str) -> Callable[[Path, Path], Callable[[], object]]:
     def prepare(index: Path, files: Path) -> Callable[[], object]:
         command = [sys.executable, "-m", "search", "search", TEXTS[0], "--mode", mode, "--index", str(index), "--json"]
@@ -232,6 +242,7 @@ def search_warm(mode: Literal["sparse", "dense"]) -> Callable[[Path, Path], Call
 
 
 WORKS: dict[str, Callable[[Path, Path], Callable[[], object]]] = {
+    "what scores mean, measured": chance,
     "sparse search, cold": search_cold("sparse"),
     "dense search, cold": search_cold("dense"),
     "sparse search with hits and thumbnails, warm": search_warm("sparse"),
