@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.coding import Dictionary, encode_sparse, make_dictionary, merge_same
+from indexer.coding import Dictionary, choose_l1, encode_sparse, make_dictionary, merge_same
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, encode_files, encode_pixels
 from indexer.pictures import Excluded, find_pictures, folder_labels, formats, summarised
@@ -163,7 +163,8 @@ def write_index(
     templates = tuple(config.templates or encoder.templates)
     dictionary = make_dictionary(config.dictionary, encoder, source.classes, templates)
     X, dictionary, encoder, means = centre_modalities(X, dictionary, encoder)
-    dictionary = merge_same(dictionary)
+    dictionary = merge_same(dictionary, config.merge)
+    config = fitted(config, X, dictionary.D)
     with progress("code", len(X)) as step:
         codes = encode_sparse(X, dictionary.D, config.coder, device=encoder.device, progress=step)
     meta = index_meta(encoder, dictionary, source, config, templates)
@@ -182,6 +183,20 @@ def write_index(
             open_dense(store)  # builds it, and keeps it beside the database
         index_chance(store, encoder.encode_texts)
     return Built(meta, skipped)
+
+
+def fitted(config: IndexConfig, X: np.ndarray, D: np.ndarray) -> IndexConfig:
+    """The settings with the penalty at which a sample of X has as many concepts a picture as are asked for.
+
+    Of a small dictionary a picture is given a quarter at the most: more would describe nothing.
+    """
+    if config.concepts is None:
+        return config
+    wanted = min(config.concepts, len(D) / 4)
+    l1 = choose_l1(X, D, wanted, config.coder)
+    measure = "λ_max" if config.coder.relative else "in λ"
+    print(f"about {wanted:.3g} concepts a picture: --l1 {l1:.3g} ({measure})", file=sys.stderr)
+    return replace(config, coder=replace(config.coder, l1=l1))
 
 
 def index_meta(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from indexer.config import CoderConfig, IndexConfig
+from indexer.config import NEAR_SYNONYMS, READABLE, SAME, CoderConfig, IndexConfig
 from training.commands import Command, FilePath, Group, data_option, device_option, index_option, json_option
 from training.errors import CallError, SparsightError
 from training.files import shown_path
@@ -57,9 +57,20 @@ exclude_option = click.option(
 @click.option(
     "--l1",
     type=float,
-    default=CoderConfig.l1,
-    show_default=True,
-    help="Penalty, as a fraction of each picture's λ_max: the smaller, the more concepts.",
+    help="Penalty, as a fraction of each picture's λ_max: the smaller, the more concepts.  [default: "
+    f"{CoderConfig.l1} where the encoder holds terms of its own, else what gives --concepts]",
+)
+@click.option(
+    "--concepts",
+    type=click.FloatRange(0, min_open=True),
+    help="In place of --l1: how many concepts a picture is to have on average.  [default: "
+    f"{READABLE:g} where the encoder holds no terms of its own]",
+)
+@click.option(
+    "--merge",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Cosine from which two concepts of the dictionary become one, the later an alias.  [default: "
+    f"{SAME}; {NEAR_SYNONYMS} where the encoder holds no terms of its own]",
 )
 @click.option("--absolute", is_flag=True, help="Take --l1 as λ itself.")
 @click.option(
@@ -87,7 +98,9 @@ def index(
     encoder: str,
     dictionary: str,
     templates: tuple[str, ...],
-    l1: float,
+    l1: float | None,
+    concepts: float | None,
+    merge: float | None,
     absolute: bool,
     refit: bool,
     dense: str,
@@ -103,7 +116,7 @@ def index(
     the folders in which systems and photo programs keep thumbnails, caches and deleted files. What cannot be read, and
     what has the content of another, is skipped and listed.
     """
-    _refuse_senseless(path, bundled, labels, exclude, l1, absolute, templates)
+    _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
     from indexer.build import index_bundled, index_folder, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns
@@ -114,8 +127,10 @@ def index(
     patterns = check_patterns(exclude)
     chosen = pick_device(device)
     loaded = open_encoder(encoder, chosen)
-    coder = CoderConfig(l1=l1, relative=not absolute, refit=refit)
-    config = IndexConfig(dictionary, templates or None, patterns, dense, recall, coder)
+    coder = CoderConfig(l1=l1 or CoderConfig.l1, relative=not absolute, refit=refit)
+    concepts = concepts or (None if l1 or loaded.concepts else READABLE)
+    merge = merge or (SAME if loaded.concepts else NEAR_SYNONYMS)
+    config = IndexConfig(dictionary, templates or None, patterns, dense, recall, concepts, merge, coder)
     click.echo(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}", err=True)
     concepts_of(dictionary, loaded, note=lambda text: click.echo(text, err=True))  # faults before the work, not after
     if path is not None:
@@ -142,7 +157,8 @@ def _refuse_senseless(
     bundled: bool,
     labels: str | None,
     exclude: Sequence[str],
-    l1: float,
+    l1: float | None,
+    concepts: float | None,
     absolute: bool,
     templates: Sequence[str],
 ) -> None:
@@ -153,7 +169,11 @@ def _refuse_senseless(
         raise CallError("--labels needs a PATH, a folder of pictures")
     if path is not None and bundled:
         raise CallError("index a PATH or the --bundled embeddings, not both")
-    if not 0 < l1 < (float("inf") if absolute else 1):
+    if l1 is not None and concepts is not None:
+        raise CallError("--l1 and --concepts both set the penalty: give one of them")
+    if absolute and l1 is None and concepts is None:
+        raise CallError("--absolute needs --l1 or --concepts")
+    if l1 is not None and not 0 < l1 < (float("inf") if absolute else 1):
         raise CallError(f"--l1 {l1}: it must be above 0" + ("" if absolute else " and below 1, or give --absolute"))
     for template in templates:
         if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 THUMBNAIL = 128  # pixels of a thumbnail's longer side
+SAME = 0.999  # cosine from which two atoms could not be told apart by any code
+# Where an encoder holds no terms of its own, as a CLIP: SpLiCE (Bhalla et al. 2024) finds 5 to 20 concepts readable.
+READABLE, NEAR_SYNONYMS = 8.0, 0.8
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class CoderConfig:
 class IndexConfig:
     """Settings of an index. templates: the prompts of a concept, None for the encoder's own. exclude: patterns of files
     and folders that are left out. dense: the dense index, as FAISS's `index_factory` describes it; recall: the share of
-    the k best that it is to find.
+    the k best that it is to find. concepts: how many a picture is to have on average; None leaves that to the coder's
+    penalty. merge: the cosine from which two concepts of the dictionary are one.
 
     Its codes are refitted: the penalty chooses the concepts, least squares weighs them (Gauss-Lasso), so that a sparse
     score is as large as the cosine that it stands for.
@@ -38,5 +42,7 @@ class IndexConfig:
     exclude: tuple[str, ...] = ()
     dense: str = "Flat"
     recall: float = 0.95
+    concepts: float | None = None
+    merge: float = SAME
     coder: CoderConfig = field(default_factory=lambda: CoderConfig(refit=True))
     batch_size: int = 500

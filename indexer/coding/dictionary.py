@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.config import SAME
 from training.data.captions import fill
 from training.data.cifar10 import CLASSES
 from training.encoders import Encoder, same_when_cut
 from training.errors import SparsightError
 from training.files import full_path
 
-SAME = 0.999  # cosine from which two atoms are one
 KINDS = "it is terms, classes, nouns or a text file"
 NOUNS = "nouns: WordNet 3.0, ImageNet-12k of timm"
 PERSON_FILE = ("n09482", "n114")  # WordNet's noun.person: the names of its synsets lie between
