@@ -17,6 +17,8 @@ from serving import served
 OUT = Path(__file__).parent.parent / "docs" / "images"
 WIDE, PHONE = (1200, 900), (390, 844)
 HEIGHT = 560  # of what is drawn
+LOADED = """return [...document.images].filter(i => i.getBoundingClientRect().top < innerHeight)
+    .every(i => i.complete)"""
 VIEWS = {
     "start": "/",
     "search": "/?text=truck&text=fire+engine%3D-1",
@@ -34,7 +36,7 @@ VIEWS = {
 def shot(visit: Visit, path: str, size: tuple[int, int], *, dark: bool) -> Image.Image:
     visit.size(*size, dark=dark)
     visit.go(path)
-    visit.until(lambda: visit.driver.execute_script("return [...document.images].every(i => i.complete)"))
+    visit.until(lambda: visit.driver.execute_script(LOADED))
     time.sleep(0.3)
     picture = Image.open(io.BytesIO(visit.driver.get_screenshot_as_png())).convert("RGB")
     return picture.resize((round(picture.width * HEIGHT / picture.height), HEIGHT), Image.Resampling.LANCZOS)
