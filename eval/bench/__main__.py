@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from eval.bench import coder, dense, scale, search
+from eval.bench import coder, dense, page, scale, search
 from eval.bench.common import Options, Section, hardware, table, versions
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
@@ -21,6 +21,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "search": search.run,
     "dense": dense.run,
     "scale": scale.run,
+    "page": page.run,
 }
 
 
