@@ -188,11 +188,11 @@ def write_index(
 def fitted(config: IndexConfig, X: np.ndarray, D: np.ndarray) -> IndexConfig:
     """The settings with the penalty at which a sample of X has as many concepts a picture as are asked for.
 
-    Of a small dictionary a picture is given a quarter at the most: more would describe nothing.
+    Of a small dictionary a picture is given a quarter at the most, or one: more would describe nothing.
     """
     if config.concepts is None:
         return config
-    wanted = min(config.concepts, len(D) / 4)
+    wanted = min(config.concepts, max(1.0, len(D) / 4))
     l1 = choose_l1(X, D, wanted, config.coder)
     measure = "λ_max" if config.coder.relative else "in λ"
     print(f"about {wanted:.3g} concepts a picture: --l1 {l1:.3g} ({measure})", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,9 @@ exclude_option = click.option(
 @data_option
 @click.option(
     "--encoder",
-    default="bundled",
-    show_default=True,
     help="`bundled`, a folder written by train, or a CLIP, SigLIP or SigLIP 2: a folder, or its name on the Hugging "
-    "Face hub (openai/clip-vit-base-patch32; NAME@REVISION).",
+    "Face hub (openai/clip-vit-base-patch32; NAME@REVISION).  [default: for PATH a CLIP, which is downloaded once, or "
+    "`bundled` where the hub cannot be reached; without PATH `bundled`]",
 )
 @click.option(
     "--dictionary",
@@ -95,7 +95,7 @@ def index(
     labels: str | None,
     index_dir: Path,
     data_dir: Path,
-    encoder: str,
+    encoder: str | None,
     dictionary: str,
     templates: tuple[str, ...],
     l1: float | None,
@@ -122,20 +122,20 @@ def index(
     from indexer.pictures import check_patterns
     from training.data.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
-    from training.encoders import has_test_embeddings, load_test_embeddings, open_encoder
+    from training.encoders import has_test_embeddings, load_test_embeddings, open_encoder, open_for_photographs
 
     patterns = check_patterns(exclude)
     chosen = pick_device(device)
-    loaded = open_encoder(encoder, chosen)
+    tell = partial(click.echo, err=True)
+    loaded = open_for_photographs(chosen, tell) if path and not encoder else open_encoder(encoder or "bundled", chosen)
     coder = CoderConfig(l1=l1 or CoderConfig.l1, relative=not absolute, refit=refit)
     concepts = concepts or (None if l1 or loaded.concepts else READABLE)
     merge = merge or (SAME if loaded.concepts else NEAR_SYNONYMS)
     config = IndexConfig(dictionary, templates or None, patterns, dense, recall, concepts, merge, coder)
-    click.echo(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}", err=True)
-    concepts_of(dictionary, loaded, note=lambda text: click.echo(text, err=True))  # faults before the work, not after
+    tell(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}")
+    concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
-        _print_built(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
-        return
+        return _print_built(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
     try:
         pictures = None if bundled else load_cifar10(data_dir)
     except MissingDataError as e:

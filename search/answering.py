@@ -7,7 +7,7 @@ The rule (docs/search.md tells it for people):
   u = v − max(0, v·p) p. The score is x·p − Σ |a| max(0, x·u). Whatever is asked for less than nothing, as "truck" less
   "fire engine" would be by a plain sum, so stays what was asked for. Where nothing is wanted, p is the sum itself.
 - In dense and hybrid mode x is the embedding, and a concept is its atom. In sparse mode x is w D, and a concept counts
-  by the picture's own weight of it.
+  by the picture's own weight of it; beside concepts p keeps its length, Σ a v, so that weights compare.
 - A score's parts: w_j (D q)_j for each concept of the picture, q = p − Σ |a| u over the u that count, and what lies
   outside all concepts, (x − w D)·q.
 - Hybrid: candidates from the sparse index, scored by their embeddings.
@@ -24,6 +24,7 @@ import numpy as np
 from indexer.store.chance import LEVEL, Chance
 from search.answers import Answer, Hit, Mode, contributions
 from search.engine import Engine
+from search.filters import holding
 from search.grouping import diversified, grouped
 from search.query import Query, Term
 from search.ranking import top_k
@@ -32,7 +33,7 @@ from training.errors import CallError
 if TYPE_CHECKING:
     from search.inverted import Inverted
 
-CANDIDATES = 200  # that hybrid mode scores at the least
+CANDIDATES = 1000  # that hybrid mode scores at the least
 MANY = 10  # times k: candidates of hybrid mode, and of groups and diversity
 FUSION = 60  # of reciprocal rank fusion (Cormack, Clarke & Büttcher 2009)
 
@@ -77,11 +78,15 @@ def answer_query(
     mode = query.resolved_mode
     wanted = make_wanted(engine, query, vector_of, concept_id, sparse=mode == "sparse")
     few = query.k if not (query.diverse or query.group_by) else MANY * query.k
+    if wanted.only_concepts:
+        held = holding(engine.store, np.flatnonzero(wanted.s > 0).tolist())
+        allowed = held if allowed is None else held & allowed
     ranked = _ranked(engine, wanted, query, few, allowed)
     others: dict[int, list[int]] = {}
+    groups = MANY * query.k if query.diverse else query.k
     while query.group_by:
-        places, others = grouped(engine.store, ranked.ids.tolist(), query.group_by, query.k)
-        if len(places) == query.k or len(ranked.ids) < few:
+        places, others = grouped(engine.store, ranked.ids.tolist(), query.group_by, groups)
+        if len(places) == groups or len(ranked.ids) < few:
             ranked = ranked.take(places)
             break
         few *= 4
@@ -145,12 +150,16 @@ def make_wanted(
             plus -= weight * v
         minus = []
     size = float(np.linalg.norm(plus))
-    if any(term.kind != "concept" or not sparse for term in query.terms) and not minus and size < 1e-6:
-        raise CallError("what is asked for cancels out: leave something out, or change a weight")
-    p = plus / size if size >= 1e-6 else plus
+    if query.terms and not minus and size < 1e-6 and not (s > 0).any():
+        raise CallError(
+            "nothing is wanted: leave something out, or change a weight"
+            + (" (`forbid` leaves out the pictures of a concept)" if s.any() else "")
+        )
+    direction = plus / size if size >= 1e-6 else plus
+    p = plus if s.any() else direction
     against = []
     for weight, v in minus:
-        u = v - max(0.0, float(v @ p)) * p
+        u = v - max(0.0, float(v @ direction)) * direction
         if np.linalg.norm(u) < 1e-4:
             raise CallError("the same thing is asked for and counted against: leave one of them out")
         against.append((weight, u, D @ u))
@@ -167,8 +176,7 @@ def _ranked(engine: Engine, wanted: Wanted, query: Query, k: int, allowed: np.nd
     mode = query.resolved_mode
     if mode == "sparse":
         found = _penalised(lambda size: _sparse(engine, wanted, size, allowed), _held(engine, wanted), k)
-        keep = np.flatnonzero(found.plain > 0) if wanted.only_concepts else np.arange(len(found.ids))
-        return found.take(keep)
+        return found
     exact = _embedded(engine, wanted)
     if mode == "dense":
         return _penalised(lambda size: _dense(engine, wanted.p, size, allowed), exact if wanted.against else None, k)

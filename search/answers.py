@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Sequence[Hit]):
     """What a query finds; its length, its items and what one goes through are its hits. A notebook shows it.
 
     hits: best first. mode: which index answered. cut_off: the score from which on a hit counts as one: below it an
@@ -81,11 +81,15 @@ class Answer:
     def __len__(self) -> int:
         return len(self.hits)
 
-    def __iter__(self) -> Iterator[Hit]:
-        return iter(self.hits)
-
-    def __getitem__(self, place: int) -> Hit:
+    @overload
+    def __getitem__(self, place: int) -> Hit: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Hit]: ...
+    def __getitem__(self, place: int | slice) -> Hit | list[Hit]:
         return self.hits[place]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "thumbnails": None}  # an open index cannot be copied or kept
 
     def to_dict(self) -> dict[str, object]:
         """The answer as JSON holds it."""

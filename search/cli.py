@@ -119,7 +119,7 @@ class Asked:
         return Query(tuple(terms), **self.rules), vectors
 
     def _terms(self, unlike: Callable[[str], Term]) -> list[Term]:
-        terms = [Term("text", self.text)] if self.text is not None else []
+        terms = [weighed("text", self.text)] if self.text is not None else []
         terms += [picture(named) for named in self.like]
         terms += [weighed("concept", concept) for concept in self.concepts]
         return terms + [unlike(text) for text in self.unlike]

@@ -25,19 +25,27 @@ def allowed_pictures(store: Store, query: Query, concept_id: Callable[[str], int
     if not query.filters():
         return None
 
-    def marked(ids: np.ndarray) -> np.ndarray:
-        marks = np.zeros(store.meta.next_id, bool)
-        marks[ids] = True
-        return marks
-
-    allowed = marked(_matching(store, query))
+    allowed = _marked(store, _matching(store, query))
     if query.where:
-        allowed &= marked(_where(store, query.where))
+        allowed &= _marked(store, _where(store, query.where))
     for name in query.require:
-        allowed &= marked(_holding(store, concept_id(name)))
+        allowed &= holding(store, [concept_id(name)])
     for name in query.forbid:
-        allowed &= ~marked(_holding(store, concept_id(name)))
+        allowed &= ~holding(store, [concept_id(name)])
     return allowed
+
+
+def holding(store: Store, concepts: Sequence[int]) -> np.ndarray:
+    """(next_id,) bool: for each id, whether the picture's code holds one of some concepts."""
+    postings = store.packed if "packed" in store.__dict__ else store.postings(list(concepts))
+    with store.damage():
+        return _marked(store, postings.lists(np.flatnonzero(np.isin(postings.concept, concepts)))[1])
+
+
+def _marked(store: Store, ids: np.ndarray) -> np.ndarray:
+    marks = np.zeros(store.meta.next_id, bool)
+    marks[ids] = True
+    return marks
 
 
 def _matching(store: Store, query: Query) -> np.ndarray:
@@ -46,8 +54,8 @@ def _matching(store: Store, query: Query) -> np.ndarray:
     bound: list[object] = []
     for column, values in (("label", query.labels), ("split", query.splits)):
         if values:
-            conditions.append(f"lower({column}) IN (SELECT lower(unnest(?::VARCHAR[])))")
-            bound.append(list(_known(store, column, values)))
+            conditions.append(f"{column} IN (SELECT unnest(?::VARCHAR[]))")
+            bound.append(_known(store, column, values))
     if query.path:
         conditions.append("path GLOB ?")
         bound.append(query.path.replace("\\", "\\\\").replace("[", "\\["))  # only * and ? are patterns here
@@ -56,7 +64,8 @@ def _matching(store: Store, query: Query) -> np.ndarray:
     return store.columns(f"SELECT image_id FROM images WHERE {' AND '.join(conditions)}", bound)["image_id"]
 
 
-def _known(store: Store, column: str, values: Sequence[str]) -> Sequence[str]:
+def _known(store: Store, column: str, values: Sequence[str]) -> list[str]:
+    """The labels or splits of the index that are meant, in upper or lower case."""
     known = [
         row[0] for row in store.rows(f"SELECT DISTINCT {column} FROM images WHERE {column} IS NOT NULL ORDER BY 1")
     ]
@@ -66,7 +75,8 @@ def _known(store: Store, column: str, values: Sequence[str]) -> Sequence[str]:
         raise CallError(
             f"no picture has the {column} {unknown[0]!r}; " + (f"there are {listed}" if known else "none has any")
         )
-    return values
+    wanted = {value.casefold() for value in values}
+    return [value for value in known if value.casefold() in wanted]
 
 
 def _where(store: Store, condition: str) -> np.ndarray:
@@ -77,10 +87,3 @@ def _where(store: Store, condition: str) -> np.ndarray:
     with SqlQuery(store.folder, sql) as found:
         ids = np.array([int(row[0] or 0) for row in found.texts()], np.int64)
     return ids[np.isin(ids, store.image_ids)]  # another generation may have been written since
-
-
-def _holding(store: Store, concept: int) -> np.ndarray:
-    """The ids of the pictures whose code holds a concept."""
-    postings = store.packed if "packed" in store.__dict__ else store.postings([concept])
-    with store.damage():
-        return postings.lists(np.flatnonzero(postings.concept == concept))[1]

@@ -41,21 +41,31 @@ def grouped(store: Store, ids: Sequence[int], by: str, k: int) -> tuple[list[int
     """
     places: list[int] = []
     others: dict[int, list[int]] = {}
-    same = _same_label(store, ids) if by == "label" else _near(store, ids)
+    first_of = _same_label(store, ids) if by == "label" else _near(store, ids)
     for at, i in enumerate(ids):
-        if (first := next((p for p in places if same(p, at)), None)) is not None:
+        if (first := first_of(at, places)) is not None:
             others.setdefault(ids[first], []).append(i)
         elif len(places) < k:
             places.append(at)
     return places, others
 
 
-def _same_label(store: Store, ids: Sequence[int]) -> Callable[[int, int], bool]:
+FirstOf = Callable[[int, list[int]], int | None]  # a place, those that were kept → the one that it is like
+
+
+def _same_label(store: Store, ids: Sequence[int]) -> FirstOf:
     labels = [row.label for row in store.images(ids)]
-    return lambda a, b: labels[a] is not None and labels[a] == labels[b]
+    firsts: dict[str, int] = {}
+
+    def first_of(at: int, kept: list[int]) -> int | None:
+        label = labels[at]
+        first = None if label is None else firsts.setdefault(label, at)
+        return first if first in kept else None
+
+    return first_of
 
 
-def _near(store: Store, ids: Sequence[int]) -> Callable[[int, int], bool]:
+def _near(store: Store, ids: Sequence[int]) -> FirstOf:
     X = store.embeddings_of(ids)
     thumbnails = store.thumbnails(ids)
 
@@ -63,15 +73,19 @@ def _near(store: Store, ids: Sequence[int]) -> Callable[[int, int], bool]:
     def grey(i: int) -> np.ndarray | None:
         return _grey(thumbnails[i]) if i in thumbnails else None
 
-    def same(a: int, b: int) -> bool:
-        if X[a] @ X[b] < NEAR:
-            return False
-        first, second = grey(ids[a]), grey(ids[b])
-        if first is None or second is None:
-            return bool(X[a] @ X[b] > 1 - 1e-4)
-        return min(_difference(first, second), _difference(first, second[:, ::-1])) <= ALIKE
+    def first_of(at: int, kept: list[int]) -> int | None:
+        cosines = X[kept] @ X[at]
+        for place, cosine in zip(np.array(kept)[cosines >= NEAR].tolist(), cosines[cosines >= NEAR], strict=True):
+            a, b = grey(ids[place]), grey(ids[at])
+            if a is None or b is None:
+                is_same = bool(cosine > 1 - 1e-4)
+            else:
+                is_same = min(_difference(a, b), _difference(a, b[:, ::-1])) <= ALIKE
+            if is_same:
+                return int(place)
+        return None
 
-    return same
+    return first_of
 
 
 def _grey(jpeg: bytes) -> np.ndarray | None:

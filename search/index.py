@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -19,7 +20,7 @@ from search.answers import Answer, Classification, Code, Edit, Explanation, Hit,
 from search.editing import edit_code, edited, flips, place_among
 from search.engine import Engine, check_k, check_mode
 from search.lookup import clean_text, find_concept, picture_id, unknown_concept
-from search.query import Picture, Query, Rules, Term, as_target, several
+from search.query import Picture, Query, Rules, Term, as_target, is_bytes, several
 from training.errors import CallError, SparsightError
 from training.files import full_path
 
@@ -111,8 +112,9 @@ class Index:
         formulas, in docs/search.md.
         Raises `CallError` for a call that makes no sense, as one that names an unknown concept.
         """
-        pictures = [(one, weight) for some, weight in ((like, 1.0), (without, -1.0)) for one in several(some)]
-        pasted = {Term("picture", as_target(b), w): self.embed_bytes(b) for b, w in pictures if isinstance(b, bytes)}
+        like, without = several(like), several(without)
+        pictures = [(one, weight) for some, weight in ((like, 1.0), (without, -1.0)) for one in some]
+        pasted = {Term("picture", as_target(b), w): self.embed_bytes(b) for b, w in pictures if is_bytes(b)}
         return self.answer(Query.of(text, like, concepts, without, **rules), pasted)
 
     def answer(self, query: Query, vectors: Mapping[Term, np.ndarray] | None = None) -> Answer:
@@ -159,6 +161,8 @@ class Index:
         classes: their names; those of the index without it. Raises `CallError` where there are none.
         """
         check_mode(mode)
+        if classes is not None and (isinstance(classes, str) or not len(classes)):
+            raise CallError(f"the classes are {classes!r}: give a list of names")
         known = self.store.classes() if classes is None else Classes(list(classes), self.embed_concepts(classes))
         names, T = known.names, known.T
         if not names:
@@ -199,29 +203,42 @@ class Index:
         self,
         picture: Picture,
         *,
-        without: Sequence[str] = (),
+        without: str | Sequence[str] = (),
         with_: Mapping[str, float] | None = None,
         text: str | None = None,
     ) -> Edit:
         """What a picture would be without some concepts, or with others: its classes, neighbours, and rank for a text.
 
         with_: weights by name, as `{"red": 0.3}`; a weight of 0 takes a concept out. Raises `CallError` for a weight
-        that is none, or an unknown concept.
+        that is none, an unknown concept, and one that is named twice.
         """
+        gone = [self.concept_id(name) for name in several(without)]
         changes = {self.concept_id(name): weight for name, weight in (with_ or {}).items()}
-        if wrong := [w for w in changes.values() if not 0 <= w <= 1e6]:
-            raise CallError(f"a concept's weight is {wrong[0]}: it must be 0 or above")
+        if len({*gone, *changes}) < len(gone) + len(with_ or {}):
+            raise CallError("a concept is named twice: take it out, or give it one weight")
+        if wrong := [w for w in changes.values() if not (isinstance(w, Real) and 0 <= w <= 1e6)]:
+            raise CallError(f"a concept's weight is {wrong[0]!r}: it must be a number from 0 on")
         x, image_id = self.embed_picture(picture)
         code = self._code(x, image_id)
-        changed = edit_code(code, [self.concept_id(name) for name in without], changes)
+        changed = edit_code(code, gone, changes)
         t = None if text is None else self.embed_text(text)
         return replace(edited(self._engine, code, changed, t, image_id), thumbnails=self.store.thumbnails)
 
-    def flips(self, label: str) -> list[tuple[str, int]]:
-        """The concepts that a class hangs on: without them so many of its pictures would be given another class."""
-        if label not in self.store.classes().names:
-            raise CallError(f"no class {label!r}; there are {', '.join(self.store.classes().names)}")
-        return flips(self._engine, label)
+    def flips(self, label: str, k: int | None = None) -> list[tuple[str, int]]:
+        """The concepts that a class hangs on: without them so many of its pictures would be given another class.
+
+        At most k of them, all for None. Raises `CallError` for a class that there is not.
+        """
+        check_k(1 if k is None else k)
+        return flips(self._engine, self.class_name(label))[:k]
+
+    def class_name(self, label: str) -> str:
+        """A class of the index as it is written there; raises `CallError` for one that there is not."""
+        names = self.store.classes().names
+        found = next((name for name in names if name.casefold() == label.casefold()), None)
+        if found is None:
+            raise CallError(f"no class {label!r}; " + (f"there are {', '.join(names)}" if names else "there are none"))
+        return found
 
     def concepts(self) -> list[Concept]:
         """Every concept, in the order of the rows of D, with the number of pictures that it helps to make up."""
@@ -275,13 +292,13 @@ class Index:
 
     def embed_picture(self, picture: Picture) -> tuple[np.ndarray, int | None]:
         """Picture → unit vector (d,), and its id where it is one of the index."""
-        if isinstance(picture, bytes):
-            return self.embed_bytes(picture), None
+        if is_bytes(picture):
+            return self.embed_bytes(bytes(picture)), None
         if (image_id := self.picture_id(picture)) is not None:
             return self.store.embeddings_of([image_id])[0], image_id
         path = existing_file(str(picture))
         if path is None:
-            raise SparsightError(f"{picture} is neither a file nor a picture of the index (an id or a path in it)")
+            raise SparsightError(f"{picture!s} is neither a file nor a picture of the index (an id or a path in it)")
         from indexer.pictures.files import read_picture
 
         return self.encoder.encode_images([read_picture(str(path), self.encoder.image_size)])[0], None

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Literal, TypedDict, TypeGuard, Unpack, get_args
 
 from training.errors import CallError
 from training.files import full_path
@@ -60,8 +61,12 @@ class Term:
             raise CallError(f"a term's kind is {self.kind!r}: it must be one of {', '.join(KINDS)}")
         if not isinstance(self.value, str) or not self.value.strip():
             raise CallError("the query is empty: give a word or a few")
+        if not is_text(self.value):
+            raise CallError(f"{self.value!r} is no text: it holds bytes of no character")
         if not _number(self.weight) or self.weight == 0:
-            raise CallError(f"the weight of {self.value!r} is {self.weight!r}: it must be a number other than 0")
+            bounds = f"other than 0, of at most {MOST_WEIGHT:g}"
+            raise CallError(f"the weight of {self.value!r} is {self.weight!r}: it must be a number {bounds}")
+        object.__setattr__(self, "weight", float(self.weight))
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,11 @@ class Query:
     all: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
-            raise CallError(f"k is {self.k!r}: it must be at least 1")
+        if not isinstance(self.k, Integral) or isinstance(self.k, bool):
+            raise CallError(f"k is {self.k!r}: it must be a whole number")
+        object.__setattr__(self, "k", int(self.k))
+        if self.k < 1:
+            raise CallError(f"k is {self.k}: it must be at least 1")
         if self.k > MOST_HITS:
             raise CallError(f"k is {self.k}: it must be at most {MOST_HITS}")
         if self.mode not in (None, *QUERY_MODES):
@@ -103,6 +111,16 @@ class Query:
             raise CallError(f"group_by is {self.group_by!r}: it must be one of {', '.join(GROUPINGS)}")
         if not _number(self.diverse) or not 0 <= self.diverse < 1:
             raise CallError(f"diverse is {self.diverse!r}: it must be a number from 0 to below 1")
+        object.__setattr__(self, "diverse", float(self.diverse))
+        for name in LISTS:
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        for name in ("path", "where"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value.strip() and is_text(value)):
+                raise CallError(f"{name} is {value!r}: it must be a text that is not empty")
+        for name in ("fuse", "all"):
+            if not isinstance(getattr(self, name), bool):
+                raise CallError(f"{name} is {getattr(self, name)!r}: it must be true or false")
         if self.fuse and self.mode in ("sparse", "dense"):
             raise CallError(f"ranks are fused in mode hybrid, not {self.mode}: leave one of them out")
         if len(self.terms) > MOST_TERMS:
@@ -137,15 +155,8 @@ class Query:
         terms = held.get("terms", ())
         if not isinstance(terms, list | tuple):
             raise CallError("the terms of a query are a list")
-        lists: dict[str, Any] = {name: _texts(name, held[name]) for name in LISTS if name in held}
-        rest = {name: value for name, value in held.items() if name not in ("terms", *LISTS)}
-        for name in ("path", "where"):
-            if not isinstance(rest.get(name), str | None):
-                raise CallError(f"{name} is a text, not {rest[name]!r}")
-        for name in ("fuse", "all"):
-            if not isinstance(rest.get(name, False), bool):
-                raise CallError(f"{name} is true or false, not {rest[name]!r}")
-        return cls(terms=tuple(_term(term) for term in terms), **lists, **rest)
+        rest = {name: value for name, value in held.items() if name != "terms"}
+        return cls(terms=tuple(_term(term) for term in terms), **rest)
 
     @classmethod
     def of(
@@ -157,13 +168,18 @@ class Query:
         **rules: Unpack[Rules],
     ) -> Query:
         """The query as Python spells it (`search.index.Index.search`)."""
+        if unknown := set(rules) - {f.name for f in fields(cls)}:
+            known = ", ".join(f.name for f in fields(cls) if f.name != "terms")
+            raise CallError(f"a query has no {min(unknown)!r}: it has {known}")
+        if not isinstance(text, str | None):
+            raise CallError(f"the text is {text!r}: pictures are given as like=, concepts as concepts=")
         terms = [] if text is None else [Term("text", text)]
         terms += [Term("picture", as_target(one)) for one in several(like)]
         weights = concepts if isinstance(concepts, Mapping) else dict.fromkeys(several(concepts), 1.0)
         terms += [Term("concept", name, weight) for name, weight in weights.items()]
         for one in several(without):
             terms.append(Term("text", one, -1.0) if isinstance(one, str) else Term("picture", as_target(one), -1.0))
-        held = {name: tuple(several(value)) if name in LISTS else value for name, value in rules.items()}
+        held = {name: several(value) if name in LISTS else value for name, value in rules.items()}
         return cls(terms=tuple(terms), **held)  # type: ignore[arg-type]
 
     def with_terms(self, *terms: Term) -> Query:
@@ -176,25 +192,39 @@ FILTERS = (*LISTS, "path", "where")
 
 
 def several(value: object) -> list[Any]:
-    """One thing, or each of several."""
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
+    """One thing, each of several, or nothing for None."""
+    if value is None:
+        return []
+    single = isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Iterable)
+    return [value] if single else list(value)  # type: ignore[call-overload]
 
 
 def as_target(picture: Picture) -> str:
     """A picture as a term names it: digits alone are an id, so a Path of digits is made absolute. Bytes are named by
     their hash."""
-    if isinstance(picture, bytes):
+    if is_bytes(picture):
         return f"bytes:{hashlib.sha256(picture).hexdigest()[:16]}"
     text = str(picture)
     return str(full_path(text)) if isinstance(picture, Path) and text.isdigit() else text
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_WEIGHT
+def is_bytes(picture: object) -> TypeGuard[bytes]:
+    """Whether a picture is given by its file's bytes."""
+    return isinstance(picture, bytes | bytearray | memoryview)
+
+
+def is_text(value: str) -> bool:
+    """Whether every character of a string is one: half of a surrogate pair is none."""
+    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _number(value: Any) -> bool:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and bool(abs(value) <= MOST_WEIGHT)
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) and is_text(text) for text in value):
         raise CallError(f"{name} is a list of texts, not {value!r}")
     return tuple(value)
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from search.answers import ConceptWeight, Hit
 from training.errors import SparsightError
-from training.files import write_whole
+from training.files import write_output
 from training.terminal import bar, coloured, draws_bars, printable, table
 
 CELL = 128  # pixels a side of a picture on the sheet
@@ -82,7 +82,7 @@ def write_sheet(path: Path, thumbnails: Sequence[bytes], captions: Sequence[str]
     out = io.BytesIO()
     sheet.save(out, "PNG")
     try:
-        write_whole(path, out.getvalue())
+        write_output(path, out.getvalue())
     except OSError as e:
         raise SparsightError(f"cannot write the sheet {path}: {e.strerror}") from e
 

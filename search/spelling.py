@@ -26,6 +26,13 @@ def weighed(kind: Kind, text: str, sign: int = 1) -> Term:
     return Term(kind, text, float(sign))
 
 
+def given_weight(text: str) -> tuple[str, float]:
+    """A concept and the weight that a picture is to have of it, from `NAME=WEIGHT`. Raises `CallError` without one."""
+    if (found := WEIGHED.fullmatch(text)) is None:
+        raise CallError(f"{text!r} has no weight: give the one that it is to have, as {text}=0.3")
+    return found["value"], float(found["weight"])
+
+
 def spelled(term: Term) -> str:
     """A term's value, with its weight where that is not 1."""
     plain = term.weight == 1 and not WEIGHED.fullmatch(term.value)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from search.query import Term
 from search.source import Source, source_options
-from search.spelling import weighed
+from search.spelling import given_weight
 from training.commands import Command, json_option, k_option
 from training.errors import CallError
 from training.terminal import bar_table, printable, table
@@ -68,21 +67,15 @@ def edit(
         raise CallError("nothing is changed: give --without CONCEPT or --with CONCEPT=WEIGHT")
     if label is not None and (without or with_ or text is not None):
         raise CallError("--class stands alone: --without, --with and --for are for a PICTURE")
-    weights = {term.value: term.weight for term in map(_given, with_)}
+    weights = dict(map(given_weight, with_))
+    if len(weights) < len(with_):
+        raise CallError("--with names a concept twice: give it one weight")
     with source.open() as index:
         if picture is None:
-            _print_flips(index.flips(str(label))[:k], as_json)
+            _print_flips(index.flips(str(label), k), as_json)
             return
         change = index.edit(picture, without=without, with_=weights, text=text)
     click.echo(json.dumps(change.to_dict()) if as_json else _change_text(change, text))
-
-
-def _given(spelled: str) -> Term:
-    """A concept and the weight that it is to have. Raises `CallError` where no weight is given."""
-    found = weighed("concept", spelled)
-    if found.value == spelled:
-        raise CallError(f"--with {spelled!r}: give the weight that it is to have, as {spelled}=0.3")
-    return found
 
 
 def _print_flips(flips: list[tuple[str, int]], as_json: bool) -> None:
@@ -121,7 +114,7 @@ def _change_text(change: Edit, text: str | None) -> str:
     before, after = dict(change.before.scores), change.after.scores
     lines = []
     if text is not None:
-        lines.append(printable(f"rank for {text!r}: {change.before.rank:,} before, {change.after.rank:,} after"))
+        lines.append(printable(f"sparse rank for {text!r}: {change.before.rank:,} before, {change.after.rank:,} after"))
     if after:
         rows = [[name, f"{before[name]:.3f}", f"{score:.3f}"] for name, score in after]
         lines.append(table(rows, ["class", "before", "after"]))

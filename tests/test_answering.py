@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from indexer.store import Store
 from indexer.store.chance import FILE, kept_chance
 from search.index import Index
 from search.query import Query, Term
-from training.errors import CallError
+from training.errors import CallError, SparsightError
 
 MODES = ("hybrid", "sparse", "dense")
 TEXTS = ("truck", "fire engine", "a small dog", "bird", "red", "sailing ship")
@@ -70,7 +71,8 @@ def brute_force(index: Index, query: Query) -> tuple[np.ndarray, np.ndarray]:
     if not plus.any() and not any(t.weight > 0 for t in query.terms):
         plus, minus = -sum((a * v for a, v in minus), np.zeros(D.shape[1])), []
     p = plus / (np.linalg.norm(plus) or 1)
-    scores = Z @ p + own
+    beside_concepts = sparse and any(term.kind == "concept" for term in query.terms)
+    scores = Z @ (plus if beside_concepts else p) + own
     for a, v in minus:
         scores = scores - a * np.maximum(0, Z @ (v - max(0, v @ p) * p))
     rows, keep = store.images(), np.ones(len(store), bool)
@@ -88,13 +90,17 @@ def brute_force(index: Index, query: Query) -> tuple[np.ndarray, np.ndarray]:
         keep &= np.array([r.path[-5:] == "5.png" and r.path[-7] == "0" for r in rows])
     positive = [term.kind for term in query.terms if term.weight > 0]
     if sparse and positive and set(positive) == {"concept"}:  # a picture must hold what alone is wanted
-        keep &= own > 0
+        keep &= (W[:, [names[t.value] for t in query.terms if t.kind == "concept" and t.weight > 0]] > 0).any(1)
     return store.image_ids[keep], scores[keep]
 
 
 @settings(**SLOW)
 @given(query=queries)
 def test_answers_are_those_of_brute_force(index, query):
+    if query.mode == "sparse" and all(t.kind == "concept" and t.weight < 0 for t in query.terms):
+        with pytest.raises(CallError, match="nothing is wanted"):
+            index.answer(query)
+        return
     ids, scores = brute_force(index, query)
     hits = index.answer(query).hits
     assert len(hits) == min(query.k, len(ids))
@@ -197,3 +203,29 @@ def test_the_scores_of_unrelated_texts_are_kept_beside_the_index(light_index, tm
             again = kept_chance(store)
         for mode in ("dense", "sparse"):  # another text tower may have measured it: torch's or numpy's
             np.testing.assert_allclose(getattr(again, mode), getattr(known, mode), atol=1e-5)
+
+
+def test_weights_of_texts_and_concepts_compare(light_index):
+    """In sparse mode, too: a text of little weight beside a concept counts little."""
+    with Index(light_index) as index:
+        pairs = [(Term("text", "truck", w), Term("concept", "cat")) for w in (0.001, 1.0, 1000.0)]
+        orders = [[hit.id for hit in index.answer(Query(pair, mode="sparse", k=20))] for pair in pairs]
+        cats = [hit.id for hit in index.search(concepts="cat", k=3)]
+        trucks = [hit.id for hit in index.search("truck", k=3, mode="sparse", all=True)]
+    assert orders[0][:3] == cats
+    assert orders[2][:3] == trucks
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_groups_are_diversified(index):
+    query = Query((Term("text", "horse"),), group_by="near", k=5, all=True)
+    plain, diverse = (index.answer(q).hits for q in (query, replace(query, diverse=0.9)))
+    assert {hit.id for hit in plain} != {hit.id for hit in diverse}
+    assert plain[0].id == diverse[0].id
+
+
+def test_a_closed_index_says_so(light_index):
+    index = Index(light_index)
+    index.close()
+    with pytest.raises(SparsightError, match="was closed: open it again"):
+        index.search("horse")

@@ -5,13 +5,10 @@ Embeddings are held against plain transformers calls, centring against plain num
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import io
 import json
 import re
 import shutil
-import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +26,7 @@ from training.data.cifar10 import CLASSES
 from training.encoders import centre, mean_of, open_encoder
 from training.encoders import hub as hub_module
 from training.encoders.hub import HubEncoder
-from training.encoders.hub_files import fetch, hub_fingerprint
+from training.encoders.hub_files import hub_fingerprint
 from training.errors import CutTextWarning, SparsightError
 
 
@@ -437,98 +434,6 @@ def test_half_precision_on_a_gpu_is_close(folders, pictures, family):
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "{x}", "{} {", "{0}"])
 def test_a_template_without_one_place(run, template, tmp_path):
     assert "--template" in run("index", "--template", template, "--index", tmp_path, code=2).stderr
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub's interface as a snapshot takes; org/tiny alone is there."""
-
-    folder: Path
-    asked: list[str]
-
-    def do_GET(self, body: bool = True) -> None:
-        self.asked.append(self.path)
-        path = self.path.partition("?")[0]
-        commit = "c" * 40
-        if path.startswith("/api/models/org/tiny/revision/"):
-            self._answer(json.dumps({"id": "org/tiny", "sha": commit, "siblings": []}).encode(), {}, body)
-        elif path.startswith("/api/models/org/tiny/tree/"):
-            files = [(f.name, f.read_bytes()) for f in sorted(self.folder.iterdir())]
-            tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in files
-            ]
-            self._answer(json.dumps(tree).encode(), {}, body)
-        elif path.startswith(f"/org/tiny/resolve/{commit}/"):
-            data = (self.folder / path.rpartition("/")[2]).read_bytes()
-            self._answer(data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit}, body)
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def do_HEAD(self) -> None:
-        self.do_GET(body=False)
-
-    def _answer(self, data: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(200)
-        for key, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(copied, tmp_path, monkeypatch):
-    """A hub on this machine that offers a tiny CLIP with a pickle and code beside it, and an empty cache."""
-    from huggingface_hub import constants
-
-    (copied / "pytorch_model.bin").write_bytes(b"a pickle")
-    (copied / "modeling.py").write_text("raise SystemExit")
-    handler = type("Handler", (Hub,), {"folder": copied, "asked": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield handler
-        server.shutdown()
-
-
-def test_a_model_of_the_hub_is_fetched_once_without_pickles_and_code(hub):
-    encoder = open_encoder("org/tiny")
-    assert isinstance(encoder, HubEncoder)
-    assert (encoder.name, encoder.source) == ("org/tiny", "org/tiny")
-    assert encoder.fingerprint == hub_fingerprint(hub.folder)
-    assert not [p for p in hub.asked if "pytorch_model.bin" in p or "modeling.py" in p]
-    assert {f.name for f in fetch("org/tiny").iterdir()} >= {"config.json", "model.safetensors"}
-    hub.asked.clear()
-    assert open_encoder("org/tiny").fingerprint == encoder.fingerprint
-    assert hub.asked == []
-
-
-def test_a_model_that_the_hub_does_not_have(hub, tmp_path):
-    with pytest.raises(SparsightError, match=r"no encoder org/none.*has no such model") as e:
-        open_encoder("org/none")
-    assert str(tmp_path / "cache") in str(e.value)
-
-
-def test_without_a_network_the_cache_answers_and_else_one_line_names_it(run, hub, tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    open_encoder("org/tiny")
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert open_encoder("org/tiny").name == "org/tiny"
-    stderr = run("index", "--encoder", "openai/clip-vit-base-patch32", "--index", tmp_path / "i", code=1).stderr
-    assert "openai/clip-vit-base-patch32" in stderr
-    assert str(tmp_path / "cache") in stderr
 
 
 def test_siglips_own_tokenizer(folders, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,47 @@ def test_k_must_be_positive(index, k):
             index.search(**question, k=k)
     with pytest.raises(CallError, match="at least 1"):
         index.near_concepts("cat", k)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"require": 17}, "require is a list of texts"),
+        ({"labels": [3]}, "labels is a list of texts"),
+        ({"path": Path("a*")}, "path is"),
+        ({"where": 5}, "where is 5"),
+        ({"fuse": "no"}, "true or false"),
+        ({"lables": "x"}, "no 'lables': it has"),
+        ({"k": 2.0}, "whole number"),
+        ({"concepts": {"cat": 1e7}}, "at most 1e"),
+        ({"concepts": {"cat": "0.3"}}, "must be a number"),
+    ],
+)
+def test_wrong_types_are_told(index, asked, reason):
+    with pytest.raises(CallError, match=reason):
+        index.search("cat", **asked)
+
+
+def test_wrong_things_are_told(index):
+    for wrong in (17, ["truck"], "\ud800"):
+        with pytest.raises(CallError):
+            index.search(wrong)
+    with pytest.raises(CallError, match="a number from 0 on"):
+        index.edit(3, with_={"cat": "0.3"})
+    for classes in ("cat,dog", []):
+        with pytest.raises(CallError, match="give a list of names"):
+            index.classify(3, classes)
+
+
+def test_what_is_given_may_be_of_any_kind(index):
+    expected = index.search("cat", like=[3, 5], without=["dark dog"], k=4, all=True).hits
+    for like, k in (((i for i in (3, 5)), np.int64(4)), (np.array([3, 5]), 4), ({3: 1, 5: 1}, 4)):
+        assert index.search("cat", like=like, without=iter(["dark dog"]), k=k, all=True).hits == expected
+    assert index.search("cat", like=None, without=None, k=2) == index.search("cat", k=2)
+    weighed = index.search("cat", concepts={"dark cat": np.float32(0.5)}, k=2, all=True)
+    assert weighed.hits == index.search("cat", concepts={"dark cat": 0.5}, k=2, all=True).hits
+    assert pickle.loads(pickle.dumps(weighed)) == weighed
+    assert index.edit(3, without="cat").after == index.edit(3, without=["cat"]).after
 
 
 def test_k_beyond_the_index_returns_all(index):

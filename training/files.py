@@ -35,6 +35,16 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+def write_output(path: Path, data: bytes) -> None:
+    """Writes a file that a person names: through a link, into a device or a pipe as it is, else as `write_whole`."""
+    real = Path(os.path.realpath(path))
+    if not real.exists() or real.is_file():
+        write_whole(real, data)
+    else:
+        with real.open("wb") as f:
+            f.write(data)
+
+
 def publish(partial: Path, path: Path) -> None:
     """Gives a finished file its final name. Once this returns, a loss of power can no longer undo it."""
     with partial.open("rb+") as f:

@@ -10,7 +10,7 @@ from typing import Any
 
 from indexer.store.database import connect, quoted
 from training.errors import SparsightError
-from training.files import write_whole
+from training.files import write_output
 
 HITS = """[{"rank": "INTEGER", "id": "INTEGER", "score": "DOUBLE", "path": "VARCHAR", "label": "VARCHAR",
            "concepts": [{"name": "VARCHAR", "weight": "DOUBLE", "contribution": "DOUBLE"}], "rest": "DOUBLE",
@@ -28,6 +28,6 @@ def write_hits(path: Path, hits: Sequence[dict[str, Any]]) -> None:
                 con.execute(f"CREATE TABLE hits AS SELECT unnest(from_json(?, '{HITS}')) AS hit", [json.dumps(hits)])
                 con.execute(f"COPY (SELECT unnest(hit) FROM hits) TO {quoted(file)} (FORMAT parquet)")
                 data = file.read_bytes()
-        write_whole(path, data)
+        write_output(path, data)
     except OSError as e:
         raise SparsightError(f"cannot write the hits {path}: {e.strerror}; name another --out") from e

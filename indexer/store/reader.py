@@ -44,6 +44,7 @@ class Store:
         for attempt in range(TRIES):
             self._inode = inode(self.folder / DATABASE)  # before it is opened: it may be replaced right after
             self.con = open_database(self.folder)
+            self._closed = False
             try:
                 self.meta = meta or self._read_meta()
                 if check:
@@ -93,6 +94,7 @@ class Store:
 
     def close(self) -> None:
         self.con.close()
+        self._closed = True
         for name in ("vectors", "_thumbnails"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
@@ -127,7 +129,12 @@ class Store:
             return self.con.execute(sql, list(parameters)).fetchall()
 
     def _faults(self) -> AbstractContextManager[None]:
-        return told_as(lambda reason: f"cannot read the index {self.folder}: {reason}; {HINT}")
+        def tell(reason: str) -> str:
+            if self._closed:
+                return f"the index {self.folder} was closed: open it again"
+            return f"cannot read the index {self.folder}: {reason}; {HINT}"
+
+        return told_as(tell)
 
     def refuse_another(self, encoder: TextEncoder) -> None:
         """Raises `SparsightError` with both names where an encoder is not the one that the index was built with."""

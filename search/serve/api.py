@@ -214,11 +214,12 @@ def ordered(known: Iterable[Any], find: str) -> list[Any]:
 def class_here(index: Index, label: str) -> m.ClassModel:
     """A class by its name; raises `NotHere` where there is none."""
     try:
-        flips = [m.FlipModel(concept=concept, pictures=n) for concept, n in index.flips(label)]
+        name = index.class_name(label)
     except CallError as e:
         raise NotHere(str(e)) from e
-    pictures = index.store.rows("SELECT count(*) FROM images WHERE label = ?", [label])[0][0]
-    return m.ClassModel(name=label, pictures=pictures, flips=flips)
+    flips = [m.FlipModel(concept=concept, pictures=n) for concept, n in index.flips(name)]
+    pictures = index.store.rows("SELECT count(*) FROM images WHERE label = ?", [name])[0][0]
+    return m.ClassModel(name=name, pictures=pictures, flips=flips)
 
 
 def concept_here(index: Index, name: str) -> Any:

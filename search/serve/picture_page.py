@@ -15,7 +15,7 @@ from search.serve.asking import Here, NotHere, check_here
 from search.serve.originals import file_of, shown
 from search.serve.render import render
 from search.serve.view import Links, bars_of, cards_of, longest, score_bars, thumbnail_src
-from search.spelling import weighed
+from search.spelling import given_weight
 
 router = APIRouter(include_in_schema=False)
 
@@ -30,7 +30,7 @@ def picture(
     with_: Annotated[Words, Query(alias="with")] = [],  # noqa: B006
 ) -> Response:
     """One picture: its concepts, what they add, and what it would be without some of them or with others."""
-    added = {t.value: t.weight for t in (weighed("concept", name) for name in with_ if name.strip())}
+    added = dict(given_weight(name) for name in with_ if name.strip())
     without = [name for name in without if name.strip()]
     text = " ".join(text.split())
     change = None

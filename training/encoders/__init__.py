@@ -4,7 +4,7 @@ from training.encoders.centring import CentredEncoder, Means, centre, mean_of
 from training.encoders.cut import same_when_cut
 from training.encoders.embeddings import SplitEmbeddings, has_test_embeddings, load_test_embeddings
 from training.encoders.protocol import Encoder, TextEncoder
-from training.encoders.resolve import fingerprint_of, open_encoder, open_text_encoder
+from training.encoders.resolve import fingerprint_of, open_encoder, open_for_photographs, open_text_encoder
 
 __all__ = [
     "CentredEncoder",
@@ -19,5 +19,6 @@ __all__ = [
     "load_test_embeddings",
     "mean_of",
     "open_encoder",
+    "open_for_photographs",
     "open_text_encoder",
 ]

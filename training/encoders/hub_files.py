@@ -13,6 +13,7 @@ import re
 import textwrap
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from training.encoders.files import CONFIG, has_setting
 from training.errors import SparsightError
@@ -32,6 +33,18 @@ FILES = (
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Models whose main branch holds a pickle alone: the commit of the hub's own conversion to safetensors.
 CONVERTED = {"openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"}
+
+
+class Offered(NamedTuple):
+    """A model that is taken where none is named. megabytes: what is downloaded, once."""
+
+    name: str
+    licence: str
+    megabytes: int
+
+
+# For a person's own pictures: the smallest of the CLIPs that are openly licensed and widely used.
+FOR_PHOTOGRAPHS = Offered("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "MIT", 605)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/name or org/name@revision
 
 
@@ -45,35 +58,67 @@ def is_hub_folder(folder: Path) -> bool:
     return has_setting(folder, "model_type")
 
 
+class NoHub(SparsightError):
+    """The hub cannot be asked for a model, or does not have it. reason: why."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 def fetch(name: str) -> Path:
     """The folder of a hub's model in the local cache; the model is downloaded where the cache does not hold it.
 
-    name: org/name or org/name@revision. Raises `SparsightError`, which names the model, the cache and what can be done.
+    name: org/name or org/name@revision. A connection that breaks is taken up where it ended; of a download that
+    ends nevertheless the whole files are kept.
+    Raises `NoHub` where the hub cannot be asked, or has no such model, else `SparsightError`; both name the model, the
+    cache and what can be done.
     """
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
+    from huggingface_hub import HfApi, constants, errors
 
-    repo, _, revision = name.partition("@")
-    revision = revision or CONVERTED.get(repo, "main")
-
-    def snapshot(cached: bool) -> Path:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES), local_files_only=cached))
-
-    with suppress(Exception):  # whatever is wrong with the cache, the hub is asked next
-        folder = snapshot(cached=True)
-        if lacking_files(folder) is None:
-            return folder
+    if (folder := cached(name)) is not None:
+        return folder
+    repo, revision = _place(name)
     try:
         # Without a network this fails at once, where the download would try again and again.
         HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=10)
-        return snapshot(cached=False)
-    except Exception as e:  # of huggingface_hub, its HTTP client, or the disk
+    except Exception as e:  # of huggingface_hub or its HTTP client
         closed = isinstance(e, errors.RepositoryNotFoundError)
         reason = "it has no such model, or none that is open to you" if closed else reason_of(e)
-        raise SparsightError(
+        raise NoHub(
             f"no encoder {name}: there is no such folder, the cache {constants.HF_HUB_CACHE} does not hold the whole "
             f"of that model, and it cannot be had from {constants.ENDPOINT} ({reason}); name a folder, or download the "
-            "model where there is a network (the variable HF_HOME names the cache)"
+            "model where there is a network (the variable HF_HOME names the cache)",
+            reason,
         ) from e
+    try:
+        return _snapshot(name, local=False)
+    except Exception as e:  # or the disk
+        raise SparsightError(
+            f"the download of {name} from {constants.ENDPOINT} broke off ({reason_of(e)}); the files that came whole "
+            f"are kept in {constants.HF_HUB_CACHE}: call again to go on"
+        ) from e
+
+
+def cached(name: str) -> Path | None:
+    """The folder of a hub's model in the local cache; None where that does not hold the whole of it."""
+    with suppress(Exception):  # whatever is wrong with the cache, the hub can be asked
+        folder = _snapshot(name, local=True)
+        if lacking_files(folder) is None:
+            return folder
+    return None
+
+
+def _place(name: str) -> tuple[str, str]:
+    repo, _, revision = name.partition("@")
+    return repo, revision or CONVERTED.get(repo, "main")
+
+
+def _snapshot(name: str, *, local: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo, revision = _place(name)
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES), local_files_only=local))
 
 
 def hub_fingerprint(folder: Path) -> str:

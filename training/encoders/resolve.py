@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from training.encoders import files, hub_files
@@ -31,6 +32,29 @@ def open_encoder(name: str = "bundled", device: torch.device | str = "cpu", *, m
     device = pick_device(device) if isinstance(device, str) else device
     encoder = _open_hub(name, device) if _is_hub(name) else _open_trained(name, device)
     return encoder if means is None else CentredEncoder(encoder, means)
+
+
+def open_for_photographs(device: torch.device | str, tell: Callable[[str], object]) -> Encoder:
+    """Opens the encoder for a person's own pictures: a CLIP, which is downloaded once; where the hub cannot be asked
+    for it, the bundled encoder. tell: takes a line about either.
+
+    Raises `SparsightError` where the download breaks off.
+    """
+    offered = hub_files.FOR_PHOTOGRAPHS
+    if hub_files.cached(offered.name) is None:
+        tell(
+            f"your own pictures are encoded by {offered.name} ({offered.licence} licence), of which "
+            f"{offered.megabytes} MB are downloaded, once; --encoder bundled does without"
+        )
+    try:
+        return open_encoder(offered.name, device)
+    except hub_files.NoHub as e:
+        tell(
+            f"note: {offered.name} cannot be had ({e.reason}); the bundled encoder is taken. It was trained on "
+            "CIFAR-10 alone: ten kinds of things at 32 × 32 pixels. Whatever else your pictures show it takes for one "
+            "of these; index them again where there is a network"
+        )
+        return open_encoder("bundled", device)
 
 
 def open_text_encoder(
