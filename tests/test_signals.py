@@ -7,6 +7,8 @@ import importlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -43,6 +45,36 @@ def test_a_signal_at_any_moment(small_index, tmp_path, command, send):
         assert not list(tmp_path.glob(".*.part"))
 
 
+# Interrupts a program at the n-th line that it runs of its own handling of signals, errors and streams.
+TRACED = """
+import signal, sys
+n, lines = int(sys.argv.pop(1)), 0
+def trace(frame, event, argument):
+    global lines
+    if event == "line" and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        if frame.f_code.co_filename.endswith(("commands.py", "signals.py", "contextlib.py")):
+            lines += 1
+            if lines == n:
+                signal.raise_signal(signal.SIGINT)
+    return trace
+sys.settrace(trace)
+from sparsight import run
+run()
+"""
+
+
+def test_a_signal_at_any_line_of_the_handling_itself():
+    """There is no moment before, between or after at which nobody would catch it."""
+    lines = range(1, 400) if SOAK else random.Random(7).sample(range(1, 140), 14)
+    found = set()
+    for n in lines:
+        done = subprocess.run([sys.executable, "-c", TRACED, str(n), "--version"], capture_output=True, text=True)
+        said = (done.returncode, done.stderr.strip())  # click may print an empty line first
+        assert said in ((130, "Error: interrupted"), (0, "")), (n, done.stderr)
+        found.add(done.returncode)
+    assert 130 in found
+
+
 def test_an_interrupt_where_nothing_can_be_raised_comes_again():
     """Python drops an exception that is raised in a finaliser."""
 
@@ -50,7 +82,8 @@ def test_an_interrupt_where_nothing_can_be_raised_comes_again():
         def __del__(self):
             signal.raise_signal(signal.SIGTERM)
 
-    with noted_signals() as received:
+    received: list[signal.Signals] = []
+    with noted_signals(received):
         last = Last()
         with contextlib.suppress(KeyboardInterrupt):
             del last
@@ -63,7 +96,8 @@ def test_an_interrupt_waits_for_an_import(tmp_path, monkeypatch):
     """An extension that is interrupted as it sets itself up may abort the process."""
     (tmp_path / "interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with noted_signals() as received, contextlib.suppress(KeyboardInterrupt):
+    received: list[signal.Signals] = []
+    with noted_signals(received), contextlib.suppress(KeyboardInterrupt):
         module = importlib.import_module("interrupted")
         time.sleep(60)
         pytest.fail("the signal was lost")

@@ -69,14 +69,25 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 k_option = click.option("-k", type=int, default=10, show_default=True, help="How many to return.")
 
 
+@contextmanager
+def _without_empty_line() -> Iterator[None]:
+    """Click itself prints an empty line at an interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        raise click.Abort from e
+
+
 class _OneLineErrors(click.Command):
     """A command whose errors are one line on stderr each, with exit code 1, 2, 130 or 143; never a traceback."""
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        with _without_empty_line():
+            return super().make_context(*arguments, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _without_empty_line():
             return super().invoke(ctx)
-        except KeyboardInterrupt as e:
-            raise click.Abort from e  # click itself prints an empty line first
 
     def main(
         self,
@@ -88,17 +99,18 @@ class _OneLineErrors(click.Command):
     ) -> Any:
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        with noted_signals() as received, told_warnings():
-            try:
+        received: list[signal.Signals] = []
+        try:
+            with noted_signals(received), told_warnings():
                 code = super().main(args, prog_name, complete_var, False, **extra)
                 sys.stdout.flush()
                 sys.exit(code if isinstance(code, int) else 0)
-            except ReaderGone:
-                sys.exit(0)
-            except (Exception, KeyboardInterrupt) as e:
-                if received:  # whatever error a library made of it
-                    end_by_signal(received[0])
-                _tell(e)
+        except ReaderGone:
+            sys.exit(0)
+        except (Exception, KeyboardInterrupt) as e:
+            if received:  # whatever error a library made of it
+                end_by_signal(received[0])
+            _tell(e)
 
 
 @contextmanager

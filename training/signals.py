@@ -35,14 +35,13 @@ def run_program(module: str, attribute: str) -> None:
 
 
 @contextmanager
-def noted_signals() -> Iterator[list[signal.Signals]]:
-    """Lists the signals that ask this process to end, in the order of their coming.
+def noted_signals(received: list[signal.Signals]) -> Iterator[None]:
+    """Lists in `received` the signals that ask this process to end, in the order of their coming.
 
     SIGTERM is handled as Ctrl-C is: each of the two also raises `KeyboardInterrupt`, so that a command ends with
     nothing half done. Some libraries turn that into an error of their own. A command that ends by any error after a
     signal was therefore interrupted, and this list tells.
     """
-    received: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
@@ -59,12 +58,12 @@ def noted_signals() -> Iterator[list[signal.Signals]]:
             earlier_hook(lost)
 
     if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
-        yield received
+        yield
         return
     earlier_hook, sys.unraisablehook = sys.unraisablehook, ask_again
     before = _handle(note)
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
