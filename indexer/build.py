@@ -26,7 +26,7 @@ from training.encoders import Encoder, Means, SplitEmbeddings, centre, mean_of
 from training.encoders.centring import CentredEncoder
 from training.errors import SparsightError
 from training.files import path_text
-from training.terminal import progress
+from training.terminal import printable, progress
 
 BUNDLED, FROM_PICTURES = "bundled", "from the pictures"  # how an index's embeddings came about
 
@@ -101,7 +101,10 @@ def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig
     to index, or no label where they are asked for.
     """
     top = path_text(os.path.realpath(root))
-    found, left = find_pictures(root, Excluded(top, config.exclude))
+    excluded = Excluded(top, config.exclude)
+    found, left = find_pictures(root, excluded)
+    for pattern in excluded.idle(left):
+        print(f"note: --exclude {printable(pattern)} leaves nothing out", file=sys.stderr)
     if not found:
         why = "".join(f"; {line}" for line in summarised(left)[0])
         names = ", ".join(formats())

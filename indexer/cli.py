@@ -119,13 +119,13 @@ def index(
     _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
     from indexer.build import index_bundled, index_folder, index_pictures
     from indexer.coding import concepts_of
-    from indexer.pictures import check_patterns
+    from indexer.pictures import check_patterns, max_pixels
     from training.data.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
     from training.encoders import has_test_embeddings, load_test_embeddings, open_encoder, open_for_photographs
 
-    patterns = check_patterns(exclude)
-    chosen = pick_device(device)
+    patterns, chosen = check_patterns(exclude), pick_device(device)
+    max_pixels()  # a fault in its variable is told before any work
     tell = partial(click.echo, err=True)
     loaded = open_for_photographs(chosen, tell) if path and not encoder else open_encoder(encoder or "bundled", chosen)
     coder = CoderConfig(l1=l1 or CoderConfig.l1, relative=not absolute, refit=refit)

@@ -19,7 +19,7 @@ from search.why import edit, explain
 from training.commands import Command, FilePath, Group, json_option, k_option
 from training.errors import CallError, SparsightError
 from training.files import shown_path
-from training.terminal import table
+from training.terminal import counted, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,7 +201,9 @@ def concepts(name: str | None, near: bool, k: int, source: Source, output: Outpu
             hits = index.search(concepts=name, k=k).hits
             _print_hits(index, hits, output)
             if 0 < len(hits) < k:
-                click.echo(f"note: {len(hits)} hits, {k} were asked for: no other picture holds it", err=True)
+                click.echo(
+                    f"note: {counted(len(hits), 'hit')}, {k} were asked for: no other picture holds it", err=True
+                )
 
 
 @click.group(cls=Group)
@@ -228,7 +230,9 @@ def _print_answer(index: Index, answer: Answer, output: Output) -> None:
     elif not all(hit.matches for hit in answer.hits):
         click.echo("note: those marked ? do not match: unrelated texts find as good ones", err=True)
     elif 0 < len(answer.hits) < answer.query.k:
-        click.echo(f"note: {len(answer.hits)} hits, {answer.query.k} were asked for: there are no more", err=True)
+        click.echo(
+            f"note: {counted(len(answer.hits), 'hit')}, {answer.query.k} were asked for: there are no more", err=True
+        )
 
 
 def _print_hits(index: Index, hits: list[Hit], output: Output, answer: Answer | None = None) -> None:

@@ -94,4 +94,7 @@ def _fitted(draw: ImageDraw.ImageDraw, text: str) -> str:
 
 
 def _open(thumbnail: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(thumbnail), formats=("JPEG",)).convert("RGB")
+    try:
+        return Image.open(io.BytesIO(thumbnail), formats=("JPEG",)).convert("RGB")
+    except OSError as e:
+        raise SparsightError("a thumbnail of the index is no JPEG: rebuild it from its pictures") from e

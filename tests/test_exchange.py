@@ -355,6 +355,13 @@ def test_an_index_with_damaged_postings_comes_back_by_its_embeddings(run, index,
 @pytest.mark.parametrize(
     ("table", "harm", "line"),
     [
+        ("images", "UPDATE t SET path = (SELECT min(path) FROM t)", "is there twice"),
+        ("images", "UPDATE t SET path = '' WHERE image_id = 3", "'' names nothing"),
+        ("concepts", "UPDATE t SET name = (SELECT min(name) FROM t)", "is there twice"),
+        ("concepts", "UPDATE t SET name = 'a' || chr(10) || 'b' WHERE concept_id = 1", "is no line of text"),
+        ("concepts", "UPDATE t SET aliases = [NULL] WHERE concept_id = 1", "is no line of text"),
+        ("meta", "UPDATE t SET value = '[]' WHERE key = 'export_parts'", "export_parts is no number"),
+        ("meta", "UPDATE t SET value = 'nonsense' WHERE key = 'dense_factory'", "in meta, --dense 'nonsense'"),
         ("meta", "DELETE FROM t WHERE key = 'export'", "an export of version none"),
         ("meta", "UPDATE t SET value = '9' WHERE key = 'export'", "an export of version 9"),
         ("meta", "UPDATE t SET value = 'x' WHERE key = 'd'", "meta says d = x"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,56 @@ def test_an_index_that_knows_no_patterns_is_read(light_index):
         rows = store.meta.rows()
         del rows["exclude"]
         assert parse_meta(rows, without=LATER) == store.meta
+
+
+@pytest.mark.parametrize(
+    ("pattern", "left"),
+    [
+        ("old", ["sub/old", "old"]),
+        ("old/scans", ["old/scans"]),
+        ("old//scans/", ["old/scans"]),
+        ("./old/../old/scans", ["old/scans"]),
+        ("**/scans", ["old/scans", "sub/old/scans"]),
+        ("**/old", ["sub/old", "old"]),
+        ("old/**", ["old"]),
+        ("a[1]", ["a[1]"]),
+        ("[", ["["]),
+        ("~/pictures/old", ["old"]),
+        ("{top}/old", ["old"]),
+        ("{link}/old", ["old"]),
+        ("{link}/*/scans", ["old/scans"]),
+    ],
+)
+def test_a_pattern_means_what_it_seems_to(run, tmp_path, monkeypatch, pattern, left):
+    """However it is written; and what is added from elsewhere is left out alike."""
+    top, link = tmp_path / "pictures", tmp_path / "link"
+    folders = ("old/scans", "old/new", "sub/old/scans", "a[1]", "[", "rest")
+    for root in (top, tmp_path / "other"):
+        for i, folder in enumerate(folders):
+            (root / folder).mkdir(parents=True)
+            Image.new("RGB", (20, 10), (9 * i, 90, 30 if root == top else 200)).save(root / folder / "p.png")
+    link.symlink_to(top)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = pattern.format(top=top, link=link)
+    expected = [f"{folder}/p.png" for folder in folders if not any(f"{folder}/".startswith(f"{x}/") for x in left)]
+    index = tmp_path / "i"
+    said = run("index", link, "--encoder", "bundled", "--exclude", given, "--index", index).stderr
+    assert held(index, top) == sorted(expected)
+    assert "leaves nothing out" not in said
+    if not pattern.startswith(("~", "{")):
+        run("add", tmp_path / "other", "--index", index)
+        assert [p.removeprefix("../other/") for p in beside(index, top)] == sorted(expected)
+
+
+def beside(index: Path, root: Path) -> list[str]:
+    with Store(index) as store:
+        paths = [os.path.relpath(row.path, root) for row in store.images()]
+    return sorted(path for path in paths if path.startswith(".."))
+
+
+def test_a_pattern_that_leaves_nothing_out_is_told(run, album, tmp_path):
+    said = run("index", album, "--encoder", "bundled", "--exclude", "nowhere", "--index", tmp_path / "i").stderr
+    assert "note: --exclude nowhere leaves nothing out" in said
 
 
 @pytest.mark.parametrize("turn", [1, 3, 6, 8])

@@ -27,6 +27,15 @@ def test_it_ends_in_one_line(light_index, number):
         assert (process.returncode, stderr) == (0, "stopped\n")
 
 
+def test_a_second_signal_changes_nothing(light_index):
+    with served("--index", light_index) as (_, process):
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            process.send_signal(number)
+            time.sleep(0.03)
+        _, stderr = process.communicate(timeout=30)
+        assert (process.returncode, stderr) == (0, "stopped\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_in_one_line_at_any_moment(light_index, number):
     """While it imports, opens the index, begins to listen, or loads the encoder."""

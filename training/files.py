@@ -84,11 +84,12 @@ def real_place(path: str | os.PathLike[str]) -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """A full path as messages name it: from the working folder where it lies there."""
+    """A full path as messages name it, on one line: from the working folder where it lies there."""
     try:
-        return str(path.relative_to(Path.cwd()))
+        shown = str(path.relative_to(Path.cwd()))
     except (ValueError, OSError):
-        return str(path)
+        shown = str(path)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 def path_text(path: str | os.PathLike[str]) -> str:

@@ -23,6 +23,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def counted(n: int, noun: str) -> str:
+    """1 hit, 2 hits."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """Rows and their header as lines of left-aligned columns; a line is cut at the terminal's edge."""
     rows = [[printable(c) for c in r] for r in rows]

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from numbers import Real
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -179,7 +180,7 @@ def _check(X: np.ndarray | Tensor, D: np.ndarray, l1s: Sequence[float]) -> None:
     if len(bad):
         raise DataError(f"cannot code: row {bad[0]} of D has values that are not finite")
     for l1 in l1s:
-        if not (np.isfinite(l1) and l1 > 0):
+        if not (isinstance(l1, Real) and np.isfinite(float(l1)) and l1 > 0):
             raise DataError(f"cannot code with l1 = {l1}: it must be a number above 0")
 
 

@@ -18,7 +18,10 @@ CELL = 60  # characters of a cell in the table; its last column is cut at the te
 @click.command(cls=Command)
 @click.argument("query", required=False)
 @click.option(
-    "--limit", type=click.IntRange(1), default=None, help="Print so many rows.  [default: 100; with --json, all]"
+    "--limit",
+    type=click.IntRange(1, sys.maxsize),
+    default=None,
+    help="Print so many rows.  [default: 100; with --json, all]",
 )
 @index_option
 @json_option

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indexer.store.database import connect, quoted
+import duckdb
+
+from indexer.store.database import connect, first_line, quoted
 from training.errors import SparsightError
 from training.files import write_output
 
@@ -29,5 +31,6 @@ def write_hits(path: Path, hits: Sequence[dict[str, Any]]) -> None:
                 con.execute(f"COPY (SELECT unnest(hit) FROM hits) TO {quoted(file)} (FORMAT parquet)")
                 data = file.read_bytes()
         write_output(path, data)
-    except OSError as e:
-        raise SparsightError(f"cannot write the hits {path}: {e.strerror}; name another --out") from e
+    except (OSError, duckdb.Error) as e:
+        reason = getattr(e, "strerror", None) or first_line(e)
+        raise SparsightError(f"cannot write the hits {path}: {reason}; name another --out") from e

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,11 +17,13 @@ from scipy import sparse
 from indexer.coding import Dictionary, encode_sparse
 from indexer.exchange.tables import EXPORT, EXPORTED, FORMATS, NEW_IN_2, READABLE, part_path
 from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
+from indexer.store.approximate import refuse_description
 from indexer.store.database import connect, open_database, quoted, refuse_unreadable_path, told_as
+from indexer.store.dense import FLAT
 from indexer.store.meta import DERIVED, LATER, MetaError, count_of, parse_meta
 from indexer.store.schema import FORMAT
 from training.encoders import Means
-from training.errors import SparsightError
+from training.errors import CallError, SparsightError
 from training.files import full_path
 
 ACCEPTED = {
@@ -196,10 +198,24 @@ def _meta(rows: dict[str, str], source: Path, n: int, m: int, tables: set[str]) 
     for key, said, counted in (("n", meta.n, n), ("m", meta.m, m)):
         if said != counted:
             raise SparsightError(f"{source}: meta says {key} = {said}, there are {counted}; export again")
-    for table, parts in json.loads(rows.get("export_parts", "{}")).items():
+    if meta.dense_factory != FLAT:
+        try:
+            refuse_description(meta.dense_factory, meta.d, n)
+        except CallError as e:
+            raise SparsightError(f"{source}: in meta, {e}; write Flat in its place") from e
+    for table, parts in _parts(rows, source).items():
         if table in tables and parts > 1 and not any(part_path(source, table, f, parts - 1).is_file() for f in FORMATS):
             raise SparsightError(f"{source}: {table} has {parts} files, the last is missing; export again")
     return meta
+
+
+def _parts(rows: dict[str, str], source: Path) -> dict[str, int]:
+    """Into how many files each table was cut."""
+    with suppress(ValueError):
+        parts = json.loads(rows.get("export_parts", "{}"))
+        if isinstance(parts, dict) and all(type(n) is int for n in parts.values()):
+            return parts
+    raise SparsightError(f"{source}: in meta, export_parts is no number of files by table; export again")
 
 
 def _contents(con: duckdb.DuckDBPyConnection, source: Path, tables: set[str]) -> Contents:
@@ -267,6 +283,14 @@ def _check(con: duckdb.DuckDBPyConnection, d: int, read: set[str]) -> None:
     for table, key in {"images": "image_id", "concepts": "concept_id", "classes": "class_id", "meta": "key"}.items():
         _refuse(con, table, f"SELECT {key} FROM {table} GROUP BY 1 HAVING count(*) > 1", f"{key} {{}} is there twice")
     _refuse(con, "images", "SELECT image_id FROM images WHERE image_id < 0", "image_id {} is below 0")
+    for table, name in {"images": "path", "concepts": "name", "classes": "name"}.items():
+        _refuse(
+            con, table, f"SELECT {name} FROM {table} GROUP BY 1 HAVING count(*) > 1", f"{name} {{!r}} is there twice"
+        )
+        sql = f"SELECT {name} FROM {table} WHERE trim({name}) = '' OR contains({name}, chr(0)) OR {name} IS NULL"
+        _refuse(con, table, sql, f"{name} {{!r}} names nothing")
+    sql = "SELECT name FROM concepts WHERE contains(name, chr(10)) OR list_count(aliases) < len(aliases)"
+    _refuse(con, "concepts", sql, "{!r}: its name or an alias is no line of text")
     for table, key in {"concepts": "concept_id", "classes": "class_id"}.items():
         count = f"(SELECT count(*) FROM {table})"
         sql = f"SELECT {key} FROM {table} WHERE {key} NOT BETWEEN 0 AND {count} - 1"

@@ -75,40 +75,66 @@ def unread(path: str) -> str | None:
 class Excluded:
     """Patterns of what is to be left out below a folder, as in a shell: * ? [ab].
 
-    A pattern without a slash names files and folders at any depth, one with a slash a path below `root` (or, where it
-    begins with a slash, from the top of the file system). What lies in an excluded folder is excluded.
+    A pattern without a slash, or after `**/`, names files and folders at any depth; one with a slash a path below
+    `root` or below what is being added, or, where it begins with a slash, from the top of the file system. What lies in
+    an excluded folder is excluded.
     """
 
     root: str
     patterns: tuple[str, ...] = ()
 
     def reason(self, path: str, top: str) -> str | None:
-        """Why an absolute path is left out; None where it is not. top: below which to look where that is not `root`."""
+        """Why an absolute path is left out; None where it is not. top: what is being looked through, or added."""
         if not self.patterns:
             return None
-        root = self.root if _below(path, self.root) else os.path.dirname(top)
-        parts = _plain(os.path.relpath(path, root)).split(os.sep)
-        whole = _plain(path).split(os.sep)
+        roots = [self.root] if _below(path, self.root) else [top, os.path.dirname(top)]
+        below = [_plain(os.path.relpath(path, root)).split(os.sep) for root in roots]
         for pattern in self.patterns:
-            wanted = _plain(pattern).rstrip("/").removeprefix("./")
-            if "/" not in wanted:
-                matches = any(fnmatchcase(part, wanted) for part in parts)
-            else:
-                held = whole if wanted.startswith("/") else parts
-                matches = any(fnmatchcase("/".join(held[:n]), wanted) for n in range(1, len(held) + 1))
-            if matches:
+            if _matches(_plain(pattern), _plain(path).split(os.sep), below):
                 return f"{_EXCLUDED}{pattern}"
         return None
 
+    def idle(self, skipped: Iterable[tuple[str, str]]) -> list[str]:
+        """The patterns by which nothing was left out."""
+        met = {reason for _, reason in skipped}
+        return [pattern for pattern in self.patterns if f"{_EXCLUDED}{pattern}" not in met]
+
+
+def _matches(pattern: str, whole: list[str], below: Iterable[list[str]]) -> bool:
+    """Whether a pattern names a path or a folder above it. whole: the path's parts; below: those from each root."""
+    wanted = pattern.rstrip("/").removeprefix("./").split("/")
+    wanted = ["**", *wanted] if len(wanted) == 1 else wanted
+    return any(_begins(parts, wanted) for parts in ([whole] if pattern.startswith("/") else below))
+
+
+def _begins(parts: list[str], wanted: list[str]) -> bool:
+    """Whether a path begins with what a pattern's parts name; `**` stands for any number of folders."""
+    if not wanted:
+        return True
+    if wanted[0] == "**":
+        return any(_begins(parts[i:], wanted[1:]) for i in range(len(parts)))
+    is_first = bool(parts) and (parts[0] == wanted[0] or fnmatchcase(parts[0], wanted[0]))
+    return is_first and _begins(parts[1:], wanted[1:])
+
 
 def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
-    """Patterns of `--exclude`, each once; raises `CallError` for one that could match nothing, or everything."""
-    for pattern in patterns:
+    """Patterns of `--exclude`, each once, as paths are written: `~` expanded, links followed, without `//` and `..`.
+
+    Raises `CallError` for one that could match nothing, or everything.
+    """
+    found = []
+    for given in patterns:
+        pattern = os.path.expanduser(given)
         if not pattern.strip("/. ") or "\0" in pattern or "\n" in pattern:
-            raise CallError(f"--exclude {pattern!r}: give the name of files or folders, or a path below the folder")
+            raise CallError(f"--exclude {given!r}: give the name of files or folders, or a path below the folder")
         if not pattern.strip("*/"):
-            raise CallError(f"--exclude {pattern}: it would leave nothing; name what is to be left out")
-    return tuple(dict.fromkeys(patterns))
+            raise CallError(f"--exclude {given}: it would leave nothing; name what is to be left out")
+        if "/" in pattern.rstrip("/"):
+            pattern = os.path.normpath(pattern)
+        if pattern.split("/")[0] == "..":
+            raise CallError(f"--exclude {given}: it lies outside of the folder; give a whole path")
+        found.append(os.path.realpath(pattern) if pattern.startswith("/") else pattern)
+    return tuple(dict.fromkeys(found))
 
 
 def nobody_means(path: str) -> str | None:

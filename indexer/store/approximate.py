@@ -29,6 +29,8 @@ SAMPLE = 256  # queries of each kind
 SLACK = 1.1  # rows that there may be more of than were measured
 GAIN = 0.005  # a twofold effort that finds so little more is not worth it: more candidates are
 CODED = 1.3  # where more candidates than so many times k are needed, codes stand for the rows
+PATIENCE = 60  # seconds that a trial may take
+TRIED = (256, 4096)  # rows of a further trial, where the fewest do not do
 REFUSED = 3  # exit code of a trial that FAISS refuses
 
 
@@ -122,13 +124,22 @@ def refuse_description(factory: str, d: int, n: int) -> None:
         command += [os.fsencode(factory), str(d), str(needed)]
         path = os.pathsep.join(p for p in sys.path if p)
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", env=env, check=False, timeout=PATIENCE
+            )
+        except subprocess.TimeoutExpired as e:
+            raise CallError(f"--dense {factory!r}: FAISS does not build it in {PATIENCE} s over {needed} rows") from e
         if done.returncode == 0:
             return
         said = done.stdout.strip() if done.returncode == REFUSED else "FAISS breaks down over it"
         fewest = re.search(r"number of clusters \((\d+)\)", said)
         if fewest is None or int(fewest[1]) <= needed:
-            raise CallError(f"--dense {factory!r}: {said or 'its size does not fit'}")
+            more = next((rows for rows in TRIED if needed < rows <= n), None)  # some need more, and do not say how many
+            if more is None:
+                raise CallError(f"--dense {factory!r}: {said or 'its size does not fit'}")
+            needed = more
+            continue
         needed = int(fewest[1])
         if needed > n:
             raise CallError(f"--dense {factory!r} needs at least {needed} pictures to train on, and there are {n}")
@@ -155,7 +166,8 @@ def _built(rows: np.ndarray, d: int, factory: str, *, quick: bool = False) -> An
         _add(index, rows)
     except (RuntimeError, AssertionError, MemoryError, OverflowError) as e:
         reason = str(e).strip().splitlines()[-1] if str(e).strip() else "its size does not fit"
-        raise CallError(f"FAISS cannot build {factory!r} over {len(rows)} × {d}: {reason}") from e
+        reason = re.sub(r"^Error in .*? at \S+:\d+: (Error: )?(.*? failed: ?)?", "", reason) or "it does not fit"
+        raise CallError(f"FAISS cannot build it over {len(rows)} embeddings of {d} numbers: {reason}") from e
     return index
 
 

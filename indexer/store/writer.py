@@ -376,7 +376,7 @@ def _replaced(folder: Path) -> Iterator[_Making]:
         if type(e) is RuntimeError:
             raise
         reason = getattr(e, "strerror", None) or first_line(e)
-        stands = "the earlier one is unchanged"
+        stands = "there is none yet" if earlier is None else "the earlier one is unchanged"
         if inode(folder / DATABASE) not in (earlier, None):  # the folder could not be synced
             stands = "the new one has taken its place, but may not outlive a loss of power"
         raise SparsightError(f"cannot write the index {folder}: {reason}; {stands}") from e

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -101,12 +102,16 @@ def _run(app: App, listener: socket.socket, door: Door, warm: object, opens: boo
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+            heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+            before = {number: signal.signal(number, self.handle_exit) for number in heard}
             try:
                 yield
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self.should_exit = True  # a second signal changes nothing: the end takes three seconds at the most
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
