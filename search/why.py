@@ -38,7 +38,7 @@ def explain(picture: str, text: str | None, k: int, source: Source, as_json: boo
 
 
 @click.command(cls=Command)
-@click.argument("picture", metavar="PICTURE", required=False)
+@click.argument("picture", metavar="[PICTURE]", required=False)
 @click.option("--without", multiple=True, metavar="CONCEPT", help="Take a concept out; may be repeated.")
 @click.option("--with", "with_", multiple=True, metavar="CONCEPT=WEIGHT", help="Give a concept a weight; repeatable.")
 @click.option("--for", "text", help="Tell the rank for this text as well.")
