@@ -22,6 +22,9 @@ def test_it_ends_in_one_line(light_index, number):
     with served("--index", light_index) as (address, process):
         with urllib.request.urlopen(f"{address}/api/state", timeout=30) as answer:
             assert json.load(answer)["pictures"] == 150
+        head = urllib.request.Request(f"{address}/", method="HEAD")
+        with urllib.request.urlopen(head, timeout=30) as answer:
+            assert (answer.status, answer.read()) == (200, b"")
         process.send_signal(number)
         _, stderr = process.communicate(timeout=30)
         assert (process.returncode, stderr) == (0, "stopped\n")

@@ -86,6 +86,8 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # of the answer the server sends the headers alone
         headers = Headers(scope=scope)
         send = _with_headers(send)
         if reason := self._refused(scope, headers):
