@@ -7,6 +7,7 @@ reads it back. What it means is told, with the formulas, in docs/search.md.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
@@ -214,8 +215,12 @@ def is_bytes(picture: object) -> TypeGuard[bytes]:
 
 
 def is_text(value: str) -> bool:
-    """Whether every character of a string is one: half of a surrogate pair is none."""
-    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+    """Whether a string can be bytes, as those are which Python makes of an argument; half of a surrogate pair cannot."""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(value: Any) -> bool:
