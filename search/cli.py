@@ -227,7 +227,7 @@ def _print_answer(index: Index, answer: Answer, output: Output) -> None:
     if answer.left_out:
         what = "nothing here matches" if not answer.hits else f"{answer.left_out} more do not match"
         click.echo(f"{what}: unrelated texts find as good ones (--all shows them)", err=True)
-    if not all(hit.matches for hit in answer.hits):
+    if not output.as_json and not all(hit.matches for hit in answer.hits):
         click.echo("note: those marked ? do not match: unrelated texts find as good ones", err=True)
     if not answer.left_out and 0 < len(answer.hits) < answer.query.k:
         click.echo(

@@ -215,7 +215,7 @@ def is_bytes(picture: object) -> TypeGuard[bytes]:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be bytes, as those are which Python makes of an argument; half of a surrogate pair cannot."""
+    """Whether a string can be bytes, as what Python makes of an argument can; half of a surrogate pair cannot."""
     try:
         os.fsencode(value)
     except UnicodeEncodeError:
