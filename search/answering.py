@@ -42,8 +42,9 @@ FUSION = 60  # of reciprocal rank fusion (Cormack, Clarke & Büttcher 2009)
 class Wanted:
     """A query as the indexes are asked.
 
-    p (d,): the direction that is wanted; s (m,): what each concept is worth. against: for each thing that counts
-    against a picture its weight, u (d,), and D u (m,). only_concepts: a picture must hold some of what s names.
+    p (d,): what is wanted, of unit length but beside concepts in sparse mode; s (m,): what each concept is worth.
+    against: for each thing that counts against a picture its weight, u (d,), and D u (m,). only_concepts: a picture
+    must hold some of what s names.
     """
 
     p: np.ndarray
@@ -175,8 +176,7 @@ def _ranked(engine: Engine, wanted: Wanted, query: Query, k: int, allowed: np.nd
         return Ranked(ids[:k], np.zeros(k), np.zeros(k))
     mode = query.resolved_mode
     if mode == "sparse":
-        found = _penalised(lambda size: _sparse(engine, wanted, size, allowed), _held(engine, wanted), k)
-        return found
+        return _penalised(lambda size: _sparse(engine, wanted, size, allowed), _held(engine, wanted), k)
     exact = _embedded(engine, wanted)
     if mode == "dense":
         return _penalised(lambda size: _dense(engine, wanted.p, size, allowed), exact if wanted.against else None, k)

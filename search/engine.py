@@ -25,7 +25,7 @@ BLOCK = 1 << 15  # rows of X that are scored at a time
 
 
 class Engine:
-    """Answers queries that are vectors or concept ids. It reads each part of the index when it is first needed.
+    """The parts of an open index that queries are answered from. It reads each when it is first needed.
 
     Raises `SparsightError` where the folder holds no index, or a damaged one.
     """

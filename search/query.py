@@ -150,9 +150,7 @@ class Query:
         """The query that `to_dict` wrote. Raises `CallError` for what is no query."""
         if not isinstance(held, Mapping):
             raise CallError(f"a query is an object, not {type(held).__name__}")
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(held) - known):
-            raise CallError(f"a query has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
+        _refuse_unknown(held, {f.name for f in fields(cls)})
         terms = held.get("terms", ())
         if not isinstance(terms, list | tuple):
             raise CallError("the terms of a query are a list")
@@ -169,9 +167,7 @@ class Query:
         **rules: Unpack[Rules],
     ) -> Query:
         """The query as Python spells it (`search.index.Index.search`)."""
-        if unknown := set(rules) - {f.name for f in fields(cls)}:
-            known = ", ".join(f.name for f in fields(cls) if f.name != "terms")
-            raise CallError(f"a query has no {min(unknown)!r}: it has {known}")
+        _refuse_unknown(rules, Rules.__annotations__)
         if not isinstance(text, str | None):
             raise CallError(f"the text is {text!r}: pictures are given as like=, concepts as concepts=")
         terms = [] if text is None else [Term("text", text)]
@@ -190,6 +186,11 @@ class Query:
 
 LISTS = ("require", "forbid", "labels", "splits")
 FILTERS = (*LISTS, "path", "where")
+
+
+def _refuse_unknown(held: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(held) - set(known)):
+        raise CallError(f"a query has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
 
 
 def several(value: object) -> list[Any]:

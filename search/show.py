@@ -34,12 +34,13 @@ def concepts_line(concepts: Sequence[ConceptWeight], longest: float = 0) -> str:
 
 def hits_table(hits: Sequence[Hit]) -> str:
     """Hits as a table, one a line; with bars where the output is a terminal that can draw them."""
-    parts = [abs(c.contribution) for h in hits for c in h.concepts] if draws_bars(sys.stdout) else []
-    longest = max(parts, default=0.0)
+    drawn = draws_bars(sys.stdout)
+    longest = max((abs(c.contribution) for h in hits for c in h.concepts), default=0.0) if drawn else 0.0
     rows = [
         [str(h.rank), _score(h), h.label or "-", str(h.id), h.path, concepts_line(h.concepts, longest)] for h in hits
     ]
-    return coloured(table(rows, ["", "score", "label", "id", "path", "concepts (what each adds to the score)"]))
+    text = table(rows, ["", "score", "label", "id", "path", "concepts (what each adds to the score)"])
+    return coloured(text) if drawn else text
 
 
 def _score(hit: Hit) -> str:

@@ -39,9 +39,9 @@ def spelled(term: Term) -> str:
     return term.value if plain else f"{term.value}={term.weight:g}"
 
 
-def picture(text: str, sign: int = 1) -> Term:
+def picture(text: str) -> Term:
     """A picture from `FILE` or `FILE=WEIGHT`; the name of a file that is there is taken as it is."""
-    return Term("picture", text, float(sign)) if os.path.lexists(text) else weighed("picture", text, sign)
+    return Term("picture", text) if os.path.lexists(text) else weighed("picture", text)
 
 
 def unwanted(index: Index, text: str) -> Term:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
 # Threads of torch and faiss that wait for work sleep meanwhile, and so do those of the commands that tests start: where
 # other processes use the same cores, waiting in a loop makes a training step 20 times as long. Set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # nothing is downloaded, wherever the tests run; `test_download` has a hub of its own
-)
+# Nothing is downloaded, wherever the tests run; `test_download` has a hub of its own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of a shell's background; programs inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["COLUMNS"] = "120"  # tables are as wide as this, whatever terminal the tests run in
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from training.terminal import printable
+
 # What network and shared drives answer that know no such promise. A full or a broken disk answers otherwise.
 NO_SYNC = {
     *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),
@@ -86,10 +88,9 @@ def real_place(path: str | os.PathLike[str]) -> Path:
 def shown_path(path: Path) -> str:
     """A full path as messages name it, on one line: from the working folder where it lies there."""
     try:
-        shown = str(path.relative_to(Path.cwd()))
+        return printable(str(path.relative_to(Path.cwd())))
     except (ValueError, OSError):
-        shown = str(path)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+        return printable(str(path))
 
 
 def path_text(path: str | os.PathLike[str]) -> str:

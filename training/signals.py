@@ -26,12 +26,12 @@ def run_program(module: str, attribute: str) -> None:
 
     A signal before its work ends the program at once; one after its work is ignored, since all is done and told.
     """
-    _handle(_leave)
+    handle(_leave)
     steady_streams()
     try:
         getattr(import_module(module), attribute)()
     finally:
-        _handle(signal.SIG_IGN)
+        handle(signal.SIG_IGN)
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def noted_signals(received: list[signal.Signals]) -> Iterator[None]:
         yield
         return
     earlier_hook, sys.unraisablehook = sys.unraisablehook, ask_again
-    before = _handle(note)
+    before = handle(note)
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ def noted_signals(received: list[signal.Signals]) -> Iterator[None]:
 
 def end_by_signal(number: signal.Signals) -> NoReturn:
     """Ends the program with one line, and the exit code that a shell gives it: 130 for Ctrl-C."""
-    _handle(signal.SIG_IGN)  # a second Ctrl-C must not break this line
+    handle(signal.SIG_IGN)  # a second Ctrl-C must not break this line
     with suppress(OSError, ValueError):  # nobody is there to read it
         print(f"Error: {WORDS[number]}", file=sys.stderr, flush=True)
     sys.exit(128 + number)
@@ -101,7 +101,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def _handle(handler: Any) -> dict[signal.Signals, Any]:
+def handle(handler: Any) -> dict[signal.Signals, Any]:
     """Sets a handler for the signals that are not ignored (`nohup`, a job in the background); returns the earlier."""
     heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}

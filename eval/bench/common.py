@@ -81,6 +81,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def at_most(held: Sequence[tuple[str, float, object]]) -> list[Row]:
+    """Claims from what is claimed, its bar, and what was measured, which may be no more than that."""
+    return [{"claim": c, "bar": bar, "measured": found, "met": float(str(found)) <= bar} for c, bar, found in held]
+
+
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as aligned text; figures to four digits."""
     keys = list(dict.fromkeys(k for row in rows for k in row))

@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 import click
 import numpy as np
 
-from eval.bench.common import Options, Row, Section
+from eval.bench.common import Options, Row, Section, at_most
 from eval.bench.scale import make_index
 from training.errors import SparsightError
 
@@ -149,4 +149,4 @@ def claims(rows: list[Row]) -> list[Row]:
         ("bytes of the page, kB", 150.0, size["worst"]),
         (f"errors to {CLIENTS} clients", 0.0, many["errors"]),
     ]
-    return [{"claim": c, "bar": bar, "measured": found, "met": float(str(found)) <= bar} for c, bar, found in held]
+    return at_most(held)

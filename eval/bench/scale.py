@@ -27,7 +27,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from eval.bench.common import Options, Row, Section
+from eval.bench.common import Options, Row, Section, at_most
 from training.terminal import progress
 
 SIZES = (60_000, 300_000, 1_000_000)
@@ -339,7 +339,7 @@ def claims(rows: list[Row]) -> list[Row]:
         for key, bar in zip(("seconds", "memory_mb", "written_mb", "more_than_raw"), bars, strict=True)
         if bar is not None
     ]
-    return [{"claim": c, "bar": bar, "measured": found, "met": float(str(found)) <= bar} for c, bar, found in held]
+    return at_most(held)
 
 
 def run(options: Options) -> Section:

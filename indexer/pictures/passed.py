@@ -88,9 +88,10 @@ class Excluded:
         if not self.patterns:
             return None
         roots = [self.root] if _below(path, self.root) else [top, os.path.dirname(top)]
+        whole = _plain(path).split(os.sep)
         below = [_plain(os.path.relpath(path, root)).split(os.sep) for root in roots]
         for pattern in self.patterns:
-            if _matches(_plain(pattern), _plain(path).split(os.sep), below):
+            if _matches(_plain(pattern), whole, below):
                 return f"{_EXCLUDED}{pattern}"
         return None
 

@@ -16,6 +16,7 @@ import click
 
 from training.commands import Command, FilePath, device_option, index_option
 from training.errors import CallError, SparsightError
+from training.signals import handle
 
 if TYPE_CHECKING:
     from search.serve.guard import App, Door
@@ -102,8 +103,7 @@ def _run(app: App, listener: socket.socket, door: Door, warm: object, opens: boo
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-            before = {number: signal.signal(number, self.handle_exit) for number in heard}
+            before = handle(self.handle_exit)
             try:
                 yield
             finally:
