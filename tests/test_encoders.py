@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_hub import make_folder
 
 from training.encoders import (
@@ -189,3 +191,42 @@ def test_batches_cover_everything_once_and_in_order():
     np.testing.assert_array_equal(in_batches(encode, items, 4, 1), items)
     assert seen == [4, 4, 2]
     assert in_batches(encode, items[:0], 4, 1).shape == (0, 1)
+
+
+def views_of(encoder, pixels) -> np.ndarray:
+    """The embeddings (6, n, d) of the views of pictures (n, s, s, 3), each made by numpy: the picture, shifted down and
+    right, shifted up and left, and the mirror image of each."""
+    padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    views = [pixels, padded[:, :-2, :-2], padded[:, 2:, 2:]]
+    views += [view[:, :, ::-1] for view in views]
+    return np.stack([one_view(encoder, view) for view in views])
+
+
+def one_view(encoder, pixels) -> np.ndarray:
+    x = encoder.model.normalise(torch.as_tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        return encoder.model.embed_images(x).numpy()
+
+
+def unit(A: np.ndarray) -> np.ndarray:
+    return A / np.linalg.norm(A, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("bar", ["none", "some"])
+def test_pictures_in_doubt_alone_are_seen_in_all_views(names, bar, monkeypatch):
+    monkeypatch.setattr("training.encoders.trained.fast_bf16", lambda device: False)
+    encoder = open_encoder(names["trained"])
+    side = encoder.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (12, side, side, 3), np.uint8)
+    x, down, up, mirrored, down_mirrored, up_mirrored = views_of(encoder, pixels)
+    two = (down + up_mirrored) / 2
+    cosines = np.sort(unit(two) @ encoder.encode_concepts([*dict.fromkeys(encoder.concepts.values())]).T, axis=1)
+    lead = cosines[:, -1] - cosines[:, -2]
+    sure_from = float(np.median(lead)) if bar == "some" else 0.0
+    encoder.model.config = replace(encoder.model.config, flip_average=True, shift_average=True, sure_from=sure_from)
+    doubtful = lead < sure_from if bar == "some" else np.ones(len(pixels), bool)
+    assert doubtful.sum() == (6 if bar == "some" else 12)
+    six = two + x + mirrored + (up + down_mirrored) / 2
+    wanted = unit(np.where(doubtful[:, None], six, two))
+    np.testing.assert_allclose(encoder.encode_images(pixels), wanted, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_images(pixels[~doubtful]), wanted[~doubtful], atol=1e-5)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from training.commands import Command, FilePath, data_option, device_option, seed_option
-from training.config import DistilConfig, EncoderConfig, Teaching, TrainConfig
+from training.config import SURE_FROM, DistilConfig, EncoderConfig, Teaching, TrainConfig
 from training.errors import CallError
 from training.files import shown_path
 
@@ -119,7 +119,12 @@ def train(
 
     # The mean over shifted views helps a tower for small pictures; towers for large ones hardly see a pixel's shift.
     shifts = image_tower.startswith("conv32")
-    encoder = EncoderConfig(name=f"{image_tower}-cifar10", image_tower=image_tower, shift_average=shifts)
+    encoder = EncoderConfig(
+        name=f"{image_tower}-cifar10",
+        image_tower=image_tower,
+        shift_average=shifts,
+        sure_from=SURE_FROM if shifts else 0.0,
+    )
     config = TrainConfig(encoder=encoder, **settings)
     if not config.epochs and start is None:
         raise CallError("--sizes: no epochs, and no encoder to leave as it is; name one by --from")

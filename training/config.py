@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 HEAD_WIDTH = 32  # dimensions of one attention head of the text tower
 MAX_TOKENS = 48  # tokens of a text that are read; the rest is cut off
+SURE_FROM = 0.1  # `EncoderConfig.sure_from` of a new encoder; docs/training.md has the figures
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class EncoderConfig:
     mean, std:      of each colour channel over CIFAR-10's training pictures, in units of the full range 0 … 1.
     flip_average:   embed a picture as the mean of itself and its mirror image.
     shift_average:  add to that mean, at half weight, the picture shifted by a pixel up and left, and down and right.
+    sure_from:      the cosine by which the best class must lead the next after the first two of these views for the
+                    other four to be left out; 0 takes all six of every picture.
     known_from:     the cosine between a text and its nearest concept below which the text means little to the encoder;
                     0 where no such cosine is known.
     trained_on:     the training data, in words, for reports.
@@ -42,6 +45,7 @@ class EncoderConfig:
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
     flip_average: bool = True
     shift_average: bool = False
+    sure_from: float = 0.0
     known_from: float = 0.0
     trained_on: str = "CIFAR-10 train split, captions of class and search term"
 

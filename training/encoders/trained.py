@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from training.config import MAX_TOKENS
@@ -21,7 +23,7 @@ from training.encoders.files import BUNDLED, CONCEPTS, trained_fingerprint
 from training.encoders.square import as_picture, square
 from training.errors import SparsightError
 
-BATCH = 500  # pictures in one pass; its activations take about 1 GB at most
+BATCH = 250  # pictures in one pass; its activations take about 0.5 GB at most
 
 
 class TrainedEncoder:
@@ -55,7 +57,8 @@ class TrainedEncoder:
         """Pictures of any shapes, prepared or not → X (n, d) float32 unit rows.
 
         A row is the mean over views of the picture, mirrored and shifted as the encoder's settings ask for. These are
-        the views of airbench (https://arxiv.org/abs/2404.00498).
+        the views of airbench (https://arxiv.org/abs/2404.00498). Most pictures need only two of six: the others are
+        taken where those leave the class in doubt (`EncoderConfig.sure_from`).
         """
         return in_batches(lambda batch: self._encode_batch(self._squares(batch)), pictures, BATCH, self.dim)
 
@@ -69,18 +72,39 @@ class TrainedEncoder:
 
     @torch.inference_mode()
     def _encode_batch(self, squares: np.ndarray) -> np.ndarray:
-        config, device = self.model.config, self.model.device
+        config = self.model.config
         pixels = np.ascontiguousarray(squares)  # (b, s, s, 3)
-        x = self.model.normalise(torch.as_tensor(pixels).permute(0, 3, 1, 2).to(device))
-        views = [(1.0, x)]
-        if config.shift_average:
-            padded, side = F.pad(x, (1,) * 4, mode="reflect"), x.shape[-1]
-            views += [(0.5, padded[..., i : i + side, i : i + side]) for i in (0, 2)]
-        if config.flip_average:
-            views += [(weight, view.flip(3)) for weight, view in views]
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
-            z = torch.stack([weight * self.model.embed_images(view) for weight, view in views]).sum(0)
-        return F.normalize(z, dim=1).cpu().numpy().astype(np.float32)
+        x = self.model.normalise(torch.as_tensor(pixels).permute(0, 3, 1, 2).to(self.device))
+        if not config.shift_average:
+            views = [(1.0, x), (1.0, x.flip(3))] if config.flip_average else [(1.0, x)]
+            return _rows(self._seen(views))
+        down, up = _shifted(x)
+        if not config.flip_average:
+            return _rows(self._seen([(1.0, x), (0.5, up), (0.5, down)]))
+        z = self._seen([(0.5, down), (0.5, up.flip(3))])
+        rest = self._doubtful(z)
+        if rest.any():
+            x, down, up = x[rest], down[rest], up[rest]
+            z[rest] += self._seen([(1.0, x), (1.0, x.flip(3)), (0.5, up), (0.5, down.flip(3))])
+        return _rows(z)
+
+    def _seen(self, views: Sequence[tuple[float, Tensor]]) -> Tensor:
+        """The weighted sum (b, d) of the embeddings of views, each (b, 3, s, s)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bf16(self.device)):
+            return torch.stack([weight * self.model.embed_images(view) for weight, view in views]).sum(0)
+
+    def _doubtful(self, z: Tensor) -> Tensor:
+        """Which embeddings (b, d) lie between two classes, (b,) bool: all where the encoder was given no bar."""
+        bar = self.model.config.sure_from
+        if not bar or len(self._classes) < 2:
+            return torch.ones(len(z), dtype=torch.bool, device=z.device)
+        first, second = (F.normalize(z, dim=1) @ self._classes.T).topk(2, dim=1).values.T
+        return first - second < bar
+
+    @cached_property
+    def _classes(self) -> Tensor:
+        """The directions (c, d) of the classes of its captions."""
+        return torch.as_tensor(self.encode_concepts([*dict.fromkeys(self.concepts.values())]), device=self.device)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → (n, d) float32 unit rows."""
@@ -94,6 +118,16 @@ class TrainedEncoder:
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
         """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""
         return embed_concepts(self.encode_texts, concepts, templates or self.templates)
+
+
+def _shifted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (b, 3, s, s) shifted by a pixel, their border mirrored: down and right, and up and left."""
+    padded, side = F.pad(x, (1,) * 4, mode="reflect"), x.shape[-1]
+    return padded[..., :side, :side], padded[..., 2:, 2:]
+
+
+def _rows(z: Tensor) -> np.ndarray:
+    return F.normalize(z, dim=1).cpu().numpy().astype(np.float32)
 
 
 def open_trained_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
