@@ -48,7 +48,7 @@ def bare(data: bytes) -> io.BytesIO:
 
 
 def _bare_jpeg(data: bytes) -> io.BytesIO:
-    made, view = io.BytesIO(), memoryview(data)
+    parts, view = [], memoryview(data)
     at = kept = scans = 0
     channels = b""  # their number, where one scan may hold them all
     exif = False
@@ -69,13 +69,11 @@ def _bare_jpeg(data: bytes) -> io.BytesIO:
             if not exif and marker == b"\xff\xe1" and data.startswith(b"Exif\0\0", content):
                 exif = True
             elif not any(marker == m and data.startswith(name, content) for m, name in _KEPT_APPS):
-                made.write(view[kept:start])
+                parts.append(view[kept:start])
                 kept = at
     else:
         raise PictureError(f"it has too many segments: at most {MAX_PARTS}")
-    made.write(view[kept:])
-    made.seek(0)
-    return made
+    return io.BytesIO(b"".join((*parts, view[kept:])) if kept else data)  # of bytes it makes no copy, nor who reads all
 
 
 def _bare_png(data: bytes) -> io.BytesIO:

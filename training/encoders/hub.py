@@ -209,7 +209,10 @@ def scaled(picture: Image, processor: Any) -> Image | torch.Tensor:
     """
     from torchvision.transforms.v2.functional import InterpolationMode, resize
 
-    modes = {Resampling.BICUBIC: InterpolationMode.BICUBIC, Resampling.BILINEAR: InterpolationMode.BILINEAR}
+    modes: dict[Any, InterpolationMode] = {
+        Resampling.BICUBIC: InterpolationMode.BICUBIC,
+        Resampling.BILINEAR: InterpolationMode.BILINEAR,
+    }
     mode = modes.get(getattr(processor, "resample", None))
     size = getattr(processor, "size", None) or {}
     resizes = getattr(processor, "do_resize", False) and getattr(processor, "backend", None) == "torchvision"
