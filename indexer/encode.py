@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -49,13 +49,20 @@ def encode_files(
     with progress("encode", len(paths)) as step, quiet_pillow():
         held = lambda content_hash: content_hash in journal or content_hash in indexed  # noqa: E731
         read = read_pictures(paths, encoder.prepare, encoder.image_size, ahead=batch_size, known=held)
-        while batch := list(islice(read, batch_size)):
+        counted = _counted(read, step)
+        while batch := list(islice(counted, batch_size)):
             new = _new_pictures(batch, found, journal)
             if new:
                 X = encoder.encode_images([p.prepared for p in new.values()])
                 journal.add(list(new), X, [p.thumbnail for p in new.values()])
-            step(len(batch))
     return found
+
+
+def _counted(read: Iterable[Picture | Skipped], step: Callable[[int], object]) -> Iterator[Picture | Skipped]:
+    """Counts each file as it is read, which takes most of the time: a batch of large pictures takes half a minute."""
+    for p in read:
+        step(1)
+        yield p
 
 
 def _new_pictures(batch: Sequence[Picture | Skipped], found: FilesRead, journal: Journal) -> dict[str, Picture]:

@@ -125,6 +125,17 @@ def test_pictures_of_any_shape_go_through_the_models_own_processor(processed, fa
     assert (cropped * R[:1]).sum() < 0.999 or family == "clip", "the test would not see that edges are lost"
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "clip, squashed"])
+def test_what_is_scaled_beforehand_is_what_the_processor_makes(processed, family):
+    encoder = open_encoder(str(processed[family]))
+    scaled = [hub_module.scaled(shaped(*size), encoder.processor) for size in SHAPES]
+    assert all(isinstance(p, Image.Image) == (family == "siglip2") for p in scaled)
+    for size in (*SHAPES, (48, 48), (7, 90), (48, 5), (1, 1)):
+        picture = hub_module.reachable(shaped(*size), encoder.processor)
+        own, ours = encoder.processor(images=[picture], return_tensors="pt"), encoder.prepare(picture)
+        assert {key: v.tolist() for key, v in own.items()} == {key: v.tolist() for key, v in ours.items()}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_index_of_files_holds_what_the_processor_makes_of_the_whole_pictures(run, folders, tmp_path, family):
     from PIL import ImageOps

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 
 from training.errors import SparsightError
@@ -33,3 +36,16 @@ def fast_bf16(device: torch.device) -> bool:
         capabilities = torch.backends.cpu.get_cpu_capability()
         return "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
     return False
+
+
+@contextmanager
+def single_threads() -> Iterator[Callable[[], None]]:
+    """Yields what a thread calls so that torch computes in it alone, for where as many threads as cores call torch.
+
+    Torch would otherwise start as many threads again beside each of them, which wait for one another in turns.
+    """
+    before = torch.get_num_threads()
+    try:
+        yield lambda: torch.set_num_threads(1)  # that of the calling thread, and of those that are begun after it
+    finally:
+        torch.set_num_threads(before)

@@ -6,8 +6,10 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TextIO
 
 import click
@@ -15,6 +17,7 @@ from wcwidth import wcswidth
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 BAR = 12  # columns of the longest
+EVERY = 10.0  # seconds between two lines of progress
 DRAWN = re.compile(rf"([{EIGHTHS[1:]}]+)(?= +(-?)[+\d])")  # a bar, and the sign of the number behind it
 
 
@@ -79,11 +82,39 @@ def coloured(text: str) -> str:
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "pic") -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr, up to `total` units.
+    """Tells on stderr how much of `total` units is done, how fast, and the time left: a bar on a terminal, elsewhere a
+    line now and then.
 
     It yields a function, to be called with the number of units done since the last call.
     """
+    if not sys.stderr.isatty():
+        yield from _lines(what, total, unit)
+        return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=f"{what:<10}", unit=unit, file=sys.stderr, mininterval=0.5) as bar:
+    # Pictures come in bursts, as an encoder takes them in batches: the rate is that of the last while.
+    with tqdm(total=total, desc=f"{what:<10}", unit=unit, file=sys.stderr, mininterval=0.5, smoothing=0.05) as bar:
         yield bar.update
+
+
+def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """Progress for a file or a pipe, in which a bar would be drawn again and again: a line every `EVERY` seconds."""
+    start = told = time.monotonic()
+    done = 0
+
+    def step(n: int) -> None:
+        nonlocal done, told
+        done += n
+        now = time.monotonic()
+        if now - told >= EVERY and done < total:
+            told, rate = now, done / (now - start)
+            left = timedelta(seconds=round((total - done) / rate)) if rate else "?"
+            print(f"{what:<10}: {done:,} of {total:,}, {rate:.3g} {unit}/s, {left} left", file=sys.stderr, flush=True)
+
+    yield step
+    seconds = time.monotonic() - start
+    rate = done / max(seconds, 1e-9)
+    print(
+        f"{what:<10}: {done:,} of {total:,} in {timedelta(seconds=round(seconds))}, {rate:.3g} {unit}/s",
+        file=sys.stderr,
+    )

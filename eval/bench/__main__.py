@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from eval.bench import coder, dense, objective, page, scale, search
+from eval.bench import coder, dense, objective, page, pictures, scale, search
 from eval.bench.common import Options, Section, hardware, table, versions
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
@@ -23,6 +23,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "scale": scale.run,
     "page": page.run,
     "objective": objective.run,
+    "pictures": pictures.run,
 }
 
 

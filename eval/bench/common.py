@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,6 +86,26 @@ def versions() -> dict[str, str]:
 def at_most(held: Sequence[tuple[str, float, object]]) -> list[Row]:
     """Claims from what is claimed, its bar, and what was measured, which may be no more than that."""
     return [{"claim": c, "bar": bar, "measured": found, "met": float(str(found)) <= bar} for c, bar, found in held]
+
+
+def memory(key: str) -> int:
+    """Bytes of this process's memory: VmRSS now, VmHWM at the most since `forget_peak`."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak() -> None:
+    """Lets the peak of memory begin anew, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def cpu_seconds() -> float:
+    """Seconds that this process and its children have had of the processors."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

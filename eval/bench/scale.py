@@ -27,7 +27,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from eval.bench.common import Options, Row, Section, at_most
+from eval.bench.common import Options, Row, Section, at_most, cpu_seconds, forget_peak, memory
 from training.terminal import progress
 
 SIZES = (60_000, 300_000, 1_000_000)
@@ -261,35 +261,17 @@ WORKS: dict[str, Callable[[Path, Path], Callable[[], object]]] = {
 def measured(name: str, index: Path, files: Path) -> Row:
     """Does a work in this process and says what it took."""
     work = WORKS[name](index, files)
-    _forget_peak()
-    held, written, cpu, start = _status("VmRSS"), _written(), _cpu(), time.perf_counter()
+    forget_peak()
+    held, written, cpu, start = memory("VmRSS"), _written(), cpu_seconds(), time.perf_counter()
     found = work()
     row = {
         "work": name,
         "seconds": time.perf_counter() - start,
-        "cpu_s": _cpu() - cpu,
-        "memory_mb": (_status("VmHWM") - held) / 2**20,
+        "cpu_s": cpu_seconds() - cpu,
+        "memory_mb": (memory("VmHWM") - held) / 2**20,
         "written_mb": (_written() - written) / 2**20,
     }
     return row | (found if isinstance(found, dict) else {})
-
-
-def _cpu() -> float:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-
-
-def _status(key: str) -> int:
-    """Bytes of this process's memory: VmRSS now, VmHWM at the most since `_forget_peak`."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _forget_peak() -> None:
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _written() -> int:

@@ -20,6 +20,7 @@ TILE_BEYOND = 1024  # pixels that a tile of a TIFF may reach beyond the picture
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # one that a segment's length, or the end, follows
+_SEQUENTIAL = b"\xff\xc0", b"\xff\xc1", b"\xff\xc9"  # frames, that are not progressive or lossless
 _KEPT_APPS = (b"\xff\xe0", b"JFIF\0"), (b"\xff\xee", b"Adobe")  # they say what the channels mean
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -47,27 +48,32 @@ def bare(data: bytes) -> io.BytesIO:
 
 
 def _bare_jpeg(data: bytes) -> io.BytesIO:
-    made, view = io.BytesIO(), memoryview(data)
+    parts, view = [], memoryview(data)
     at = kept = scans = 0
+    channels = b""  # their number, where one scan may hold them all
     exif = False
     for _ in range(MAX_PARTS):
         found = _JPEG_MARKER.search(data, at)
         if not found or (found[0] == b"\xff\xd9" and scans):
-            made.write(view[kept:])
-            made.seek(0)
-            return made
+            break
         marker, start, content = found[0], found.start(), found.end() + 2
         at = content - 2 + int.from_bytes(data[content - 2 : content])
         scans += marker == b"\xff\xda"
         if scans > MAX_SCANS:
             raise PictureError(f"it has too many scans: at most {MAX_SCANS}")
+        if marker in _SEQUENTIAL:
+            channels = data[content + 5 : content + 6]
+        elif marker == b"\xff\xda" and data[content : content + 1] == channels:
+            break  # it holds all channels, so that it is the only one, and libjpeg reads nothing behind it
         if b"\xff\xe0" <= marker <= b"\xff\xef" or marker == b"\xff\xfe":
             if not exif and marker == b"\xff\xe1" and data.startswith(b"Exif\0\0", content):
                 exif = True
             elif not any(marker == m and data.startswith(name, content) for m, name in _KEPT_APPS):
-                made.write(view[kept:start])
+                parts.append(view[kept:start])
                 kept = at
-    raise PictureError(f"it has too many segments: at most {MAX_PARTS}")
+    else:
+        raise PictureError(f"it has too many segments: at most {MAX_PARTS}")
+    return io.BytesIO(b"".join((*parts, view[kept:])) if kept else data)  # of bytes it makes no copy, nor who reads all
 
 
 def _bare_png(data: bytes) -> io.BytesIO:

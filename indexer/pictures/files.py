@@ -83,7 +83,10 @@ def read_file(path: Path | str) -> bytes:
             status = os.fstat(f.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise PictureError("it is not a regular file")
-            data = f.read(most + 1) if status.st_size <= most else None
+            # The memory for all that is asked for is taken at once, so what the file has is asked for first.
+            data = f.read(status.st_size + 1) if status.st_size <= most else None
+            if data is not None and len(data) > status.st_size:  # it grows
+                data += f.read(most + 1 - len(data))
     except OSError as e:
         socket = e.errno == errno.ENXIO
         raise PictureError("it is not a regular file" if socket else e.strerror or str(e)) from e
@@ -111,6 +114,8 @@ def decode(data: bytes, side: int = 0) -> Image.Image:
             if width * height > most:
                 size = f"{whole[0]} × {whole[1]}, at most {most} pixels are decoded"
                 raise PictureError(f"it is too large: {size} ({LIMIT} sets another limit)")
+            if file.format == "JPEG":
+                file.decodermaxblock = len(data)  # libjpeg begins anew at the edge of each block that it is given
             with _one_large if width * height > LARGE else nullcontext():
                 file.load()
                 image = _to_rgb(_upright(file))
@@ -136,7 +141,7 @@ def shrunk(image: Image.Image) -> bytes:
     """An RGB picture, its whole, as a JPEG whose longer side has at most THUMBNAIL pixels."""
     scale = min(1.0, THUMBNAIL / max(image.size))
     width, height = (max(1, round(scale * s)) for s in image.size)
-    return _jpeg(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0), quality=85)
+    return _jpeg(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=1.5), quality=85)
 
 
 @contextmanager
@@ -177,6 +182,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(grey)
     if image.mode == "LAB":
         image = _from_lab(image)
+    if image.format == "JPEG" and image.mode == "RGB":
+        return image  # a copy would take time, and let go of nothing: a JPEG, once read, holds its pixels alone
     if not image.has_transparency_data:
         return image.convert("RGB")
     if image.mode != "RGBA":

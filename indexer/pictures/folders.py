@@ -110,6 +110,7 @@ def read_pictures(
     prepare: what to keep of a picture, decoded so that its shorter side has at least twice `size` pixels.
     known: tells by a content hash which pictures need not be decoded.
     """
+    from training.device import single_threads
 
     def read(path: str) -> Picture | Skipped:
         try:
@@ -123,7 +124,8 @@ def read_pictures(
         except PictureError as e:
             return Skipped(path, str(e))
 
-    return in_order(read, paths, workers=workers, ahead=ahead)
+    with single_threads() as begin:
+        yield from in_order(read, paths, workers=workers, ahead=ahead, begin=begin)
 
 
 def hash_files(paths: Iterable[str]) -> Iterator[tuple[str, tuple[str, int, int | None] | str]]:
@@ -152,10 +154,20 @@ def stamp(path: str) -> int | None:
     return changed if time.time_ns() - changed > FRESH else None
 
 
-def in_order(do: Callable[[A], B], items: Iterable[A], *, workers: int, ahead: int) -> Iterator[B]:
-    """do(item) for each item, by threads; results in the items' order, at most `ahead` begun before their turn."""
+def in_order(
+    do: Callable[[A], B],
+    items: Iterable[A],
+    *,
+    workers: int,
+    ahead: int,
+    begin: Callable[[], None] | None = None,
+) -> Iterator[B]:
+    """do(item) for each item, by threads; results in the items' order, at most `ahead` begun before their turn.
+
+    begin: what each thread does first.
+    """
     waiting: deque[Future[B]] = deque()
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(workers, initializer=begin)
     try:
         for item in items:
             if len(waiting) >= ahead:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image, new
+from PIL.Image import Image, Resampling, new
 
 from training.data.captions import CLIP_TEMPLATES, embed_concepts
 from training.device import fast_bf16
@@ -57,9 +57,11 @@ class HubEncoder:
         """A picture → the image tower's input, (1, …) each: squashed, cropped, or in patches of the picture's own
         shape, as the model's image processor does.
 
-        The processor is given Pillow's pictures alone: of an array it would guess which axis is the colours'.
+        The processor is told which axis of a tensor is the colours': it would guess.
         """
-        return dict(self.processor(images=[reachable(picture, self.processor)], return_tensors="pt"))
+        given = scaled(reachable(picture, self.processor), self.processor)
+        axis = {"input_data_format": "channels_first"} if isinstance(given, torch.Tensor) else {}
+        return dict(self.processor(images=[given], return_tensors="pt", **axis))
 
     def encode_images(self, pictures: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Pictures of any shapes, prepared or not → X (n, d) float32 unit rows."""
@@ -196,6 +198,34 @@ def reachable(picture: Image, processor: Any) -> Image:
     longest = LONGEST * min(width, height)
     x, y = (max(0, (side - longest) // 2) for side in (width, height))
     return picture.crop((x, y, width - x, height - y)) if x or y else picture
+
+
+def scaled(picture: Image, processor: Any) -> Image | torch.Tensor:
+    """A picture in the size, (3, h, w) uint8, to which a processor scales it before all else; as it is where that
+    depends on more than its shape.
+
+    The processor would do the same, bit by bit, but copies the whole picture several times before, which takes longer
+    than the scaling.
+    """
+    from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+    modes: dict[Any, InterpolationMode] = {
+        Resampling.BICUBIC: InterpolationMode.BICUBIC,
+        Resampling.BILINEAR: InterpolationMode.BILINEAR,
+    }
+    mode = modes.get(getattr(processor, "resample", None))
+    size = getattr(processor, "size", None) or {}
+    resizes = getattr(processor, "do_resize", False) and getattr(processor, "backend", None) == "torchvision"
+    if mode is None or not resizes or picture.mode != "RGB":
+        return picture
+    if "shortest_edge" in size and "longest_edge" not in size:
+        shape = [int(size["shortest_edge"] * side / min(picture.size)) for side in picture.size[::-1]]
+    elif "height" in size and "width" in size:
+        shape = [size["height"], size["width"]]
+    else:
+        return picture
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return resize(pixels, shape, interpolation=mode, antialias=True)
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:
