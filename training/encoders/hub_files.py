@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import textwrap
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,6 +164,37 @@ def lacking_files(folder: Path) -> str | None:
         if not any((folder / f).is_file() for f in files):
             return f"{' or '.join(files)} is missing"
     return None
+
+
+def in_words(folder: Path, source: str) -> str:
+    """Where a model is, for a message. source: the hub's name for it, or its folder's path."""
+    return source if source == str(folder) else f"{source} ({folder})"
+
+
+def check_folder(folder: Path, where: str) -> str:
+    """The family of the model in a folder. where: the folder, in words.
+
+    Raises `SparsightError` where it holds no model that can be read as an encoder.
+    """
+    if not is_hub_folder(folder):
+        raise SparsightError(f"no encoder in {where}: its {CONFIG} names no model_type of transformers")
+    family = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"])
+    if family not in FAMILIES:
+        raise SparsightError(f"{where} holds a model of type {family}; encoders are of type {', '.join(FAMILIES)}")
+    if lacking := lacking_files(folder):
+        raise SparsightError(f"no encoder in {where}: {lacking}")
+    return family
+
+
+@contextmanager
+def named_damage(where: str) -> Iterator[None]:
+    """Turns what transformers, tokenizers and safetensors raise over a folder's contents into a `SparsightError`."""
+    try:
+        yield
+    except SparsightError:
+        raise
+    except Exception as e:
+        raise SparsightError(f"damaged encoder in {where}: {reason_of(e)}") from e
 
 
 def reason_of(e: BaseException) -> str:
