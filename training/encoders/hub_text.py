@@ -20,7 +20,7 @@ from training.data.captions import CLIP_TEMPLATES, embed_concepts
 from training.encoders.batches import in_batches
 from training.encoders.cut import left_out_of, warn_of_cut
 from training.encoders.files import CONFIG
-from training.encoders.hub_files import check_folder, hub_fingerprint, in_words, named_damage
+from training.encoders.hub_files import check_folder, hub_fingerprint, in_words, named_damage, weight_files
 from training.encoders.numpy_layers import ACTIVATIONS, attention, layer_norm
 from training.encoders.tensors import Tensors
 
@@ -187,7 +187,7 @@ def open_hub_text_encoder(folder: Path, *, name: str, source: str) -> HubTextEnc
         fingerprint = pool.submit(hub_fingerprint, folder)  # hashing holds no lock of Python's
         settings = _settings(folder, family)
         tokenizer = _open_tokenizer(folder, family)
-        tower = NumpyTextTower(Tensors(folder), settings, family)
+        tower = NumpyTextTower(Tensors(weight_files(folder)), settings, family)
 
         def embed(tokens: dict[str, np.ndarray]) -> np.ndarray:
             with named_damage(where):

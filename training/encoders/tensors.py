@@ -6,6 +6,7 @@ Format: https://huggingface.co/docs/safetensors. Its own numpy reader knows no b
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a model in one file, in several
 
 
 class Tensor(NamedTuple):
@@ -26,17 +26,13 @@ class Tensor(NamedTuple):
 
 
 class Tensors:
-    """The tensors of a folder's model, in one file or in several, by their names.
+    """The tensors of a model's files, by their names.
 
     Raises OSError, `SafetensorError`, KeyError or ValueError where a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path):
-        index = folder / WEIGHTS_INDEX
-        parts = {WEIGHTS}
-        if index.is_file():
-            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        self.places = {name: place for part in sorted(parts) for name, place in _places(folder / part).items()}
+    def __init__(self, files: Iterable[Path]):
+        self.places = {name: place for file in files for name, place in _places(file).items()}
 
     def read(self, name: str) -> np.ndarray:
         """A whole tensor. Raises ValueError where it is cut off or has values that are not finite."""
