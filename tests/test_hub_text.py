@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from tiny_models import FAMILIES, make_folder
 
+from indexer.build import index_pictures
+from indexer.config import IndexConfig
+from search.index import Index
 from training import digests
 from training.encoders import open_encoder, open_text_encoder
 from training.encoders.hub import HubEncoder
@@ -234,3 +237,17 @@ def test_a_file_that_has_just_changed_is_not_remembered(copied, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made there
     monkeypatch.setattr(digests, "SETTLED", -60.0)
     assert hub_fingerprint(copied) == before
+
+
+def test_an_index_takes_over_no_encoder_that_is_centred_otherwise(folders, pictures, tmp_path):
+    encoder = open_encoder(str(folders["clip"]))
+    for name, n in (("a", 20), ("b", 20), ("c", 30)):
+        index_pictures(tmp_path / name, pictures.first(n), encoder, IndexConfig(dictionary="classes"))
+    a, same, other = (Index(tmp_path / name, device="cpu") for name in "abc")
+    with a, same, other:
+        same.take_encoders(a)  # which has opened none yet
+        opened = a.text_encoder
+        for index in (same, other):
+            index.take_encoders(a)
+        assert same.text_encoder is opened
+        assert other.text_encoder is not opened
