@@ -94,11 +94,10 @@ class Index:
     def take_encoders(self, other: Index) -> None:
         """Takes over what another index has opened, where that is this index's own encoder, centred alike: the next
         generation of an index then answers as fast as the last did."""
-        mine, theirs = self.store.means(), other.store.means()
-        same = (mine is None) == (theirs is None) and (
-            mine is None or theirs is None or all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
-        )
-        if same and self.store.meta.encoder_fingerprint == other.store.meta.encoder_fingerprint:
+        from training.encoders import same_means
+
+        is_same = same_means(self.store.means(), other.store.means())
+        if is_same and self.store.meta.encoder_fingerprint == other.store.meta.encoder_fingerprint:
             for name in ("encoder", "text_encoder"):
                 if name in other.__dict__:
                     self.__dict__[name] = other.__dict__[name]
