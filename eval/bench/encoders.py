@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from eval.bench.common import Options, Row, Section
-from training.encoders import centre, mean_of, open_encoder, open_text_encoder
+from training.encoders import Encoder, centre, mean_of, open_encoder, open_text_encoder
 
 PATCHES = (32, 16)  # ViT-B/32; ViT-B/16, with --full
 PICTURES, TEXTS, STARTS, REPEATS = 64, 64, 3, 3  # pictures and texts, cold starts, timings of a call
@@ -107,6 +108,10 @@ def precisions(encoder: Any, prepared: list[Any], name: str) -> list[Row]:
     return rows
 
 
+def _prepared(encoder: Encoder, shown: list[Image.Image]) -> list[Any]:
+    return [encoder.prepare(picture) for picture in shown]
+
+
 def texts_a_second(encoder: Any) -> float:
     texts = [f"a photo of {i} dogs" for i in range(TEXTS)]
     return TEXTS / fastest(lambda: encoder.encode_texts(texts))[1]
@@ -125,8 +130,8 @@ def run(options: Options) -> Section:
         for name, opened in models:
             encoder, light = open_encoder(opened), open_text_encoder(opened)
             shown = pictures(PICTURES, 2 * encoder.image_size)
-            prepared, preparing = fastest(lambda encoder=encoder, shown=shown: [encoder.prepare(p) for p in shown])
-            _, seconds = fastest(lambda encoder=encoder, prepared=prepared: encoder.encode_images(prepared))
+            prepared, preparing = fastest(partial(_prepared, encoder, shown))
+            _, seconds = fastest(partial(encoder.encode_images, prepared))
             speeds.append(
                 {
                     "encoder": name,
