@@ -171,7 +171,8 @@ class NumpyTextTower:
 
 
 def _linear(h: np.ndarray, layer: dict[str, np.ndarray], name: str = "") -> np.ndarray:
-    z = h @ layer[name + "weight"].T
+    z = h.reshape(-1, h.shape[-1]) @ layer[name + "weight"].T  # one product: of (b, t, width) numpy would make b
+    z = z.reshape(*h.shape[:-1], -1)
     return z + layer[name + "bias"] if name + "bias" in layer else z
 
 
