@@ -19,6 +19,18 @@ from training.encoders.hub import HubEncoder
 from training.encoders.hub_files import FOR_PHOTOGRAPHS, fetch, hub_fingerprint
 from training.errors import SparsightError
 
+OTHERS = (  # what stands beside the weights in many a repository
+    *(
+        "pytorch_model.bin",
+        "flax_model.msgpack",
+        "tf_model.h5",
+        "model.fp16.safetensors",
+        "open_clip_model.safetensors",
+    ),
+    *("onnx/model.onnx", "onnx/config.json", "onnx/model.safetensors", "openvino/model-00001-of-00002.safetensors"),
+    *("README.md", "vision_model.safetensors"),
+)
+
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the Hugging Face hub's interface as a snapshot takes; org/tiny alone is there."""
@@ -35,7 +47,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if path.startswith("/api/models/org/tiny/revision/"):
             self._answer(json.dumps({"id": "org/tiny", "sha": commit, "siblings": []}).encode(), {}, body)
         elif path.startswith("/api/models/org/tiny/tree/"):
-            files = [(f.name, f.read_bytes()) for f in sorted(self.folder.iterdir())]
+            files = [
+                (f.relative_to(self.folder).as_posix(), f.read_bytes())
+                for f in sorted(self.folder.rglob("*"))
+                if f.is_file()
+            ]
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                 for name, data in files
@@ -85,8 +101,10 @@ def hub(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     copied = make_folder("clip", tmp_path / "clip")
-    (copied / "pytorch_model.bin").write_bytes(b"a pickle")
     (copied / "modeling.py").write_text("raise SystemExit")
+    for name in OTHERS:
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_bytes(b"the same weights for another program")
     handler = type("Handler", (Hub,), {"folder": copied, "asked": [], "breaks": [], "sent": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -107,8 +125,11 @@ def test_a_model_of_the_hub_is_fetched_once_without_pickles_and_code(hub):
     assert isinstance(encoder, HubEncoder)
     assert (encoder.name, encoder.source) == ("org/tiny", "org/tiny")
     assert encoder.fingerprint == hub_fingerprint(hub.folder)
-    assert not [p for p in hub.asked if "pytorch_model.bin" in p or "modeling.py" in p]
-    assert {f.name for f in fetch("org/tiny").iterdir()} >= {"config.json", "model.safetensors"}
+    asked = {p.partition("?")[0].rpartition("/resolve/")[2].partition("/")[2] for p in hub.asked if "/resolve/" in p}
+    assert asked == {
+        *("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+    }
+    assert {f.name for f in fetch("org/tiny").iterdir()} == asked
     hub.asked.clear()
     assert open_encoder("org/tiny").fingerprint == encoder.fingerprint
     assert hub.asked == []

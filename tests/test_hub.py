@@ -23,7 +23,7 @@ from indexer.config import IndexConfig
 from indexer.store import Store
 from training.data.captions import fill
 from training.data.cifar10 import CLASSES
-from training.encoders import centre, mean_of, open_encoder
+from training.encoders import centre, mean_of, open_encoder, open_text_encoder
 from training.encoders import hub as hub_module
 from training.encoders.hub import HubEncoder
 from training.encoders.hub_files import hub_fingerprint
@@ -460,7 +460,11 @@ def test_siglips_own_tokenizer(folders, tmp_path):
             sentence_iterator=sentences, model_writer=model, vocab_size=60, hard_vocab_limit=False, bos_id=-1
         )
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "SiglipTokenizer"}))
-    Z = open_encoder(str(folder)).encode_texts(["a photo of a cat", "A photo, of a CAT!", "a photo of a dog"])
+    texts = ["a photo of a cat", "A photo, of a CAT!", "a photo of a dog"]
+    light = open_text_encoder(str(folder))
+    assert not isinstance(light, HubEncoder)
+    Z = open_encoder(str(folder)).encode_texts(texts)
+    np.testing.assert_allclose(light.encode_texts(texts), Z, atol=1e-6)
     np.testing.assert_allclose(Z[0], Z[1], atol=1e-6)
     assert not np.allclose(Z[0], Z[2], atol=1e-4)
 

@@ -346,6 +346,19 @@ def test_a_new_generation_is_taken_up_without_a_restart(folder_index, pictures, 
     assert client.get("/thumbnail/12.jpg").status_code == 200
 
 
+def test_a_new_generation_keeps_the_encoders_that_are_open(folder_index, pictures, run):
+    folder, index = folder_index
+    holder = Holder(Opening(index))
+    with holder.index() as before:
+        opened = before.text_encoder
+    Image.fromarray(pictures.pixels[21]).save(folder / "21.png")
+    run("add", folder, "--index", index)
+    with holder.index() as after:
+        assert after is not before
+        assert after.text_encoder is opened
+    holder.close()
+
+
 # Who is let in
 
 

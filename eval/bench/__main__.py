@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from eval.bench import coder, dense, objective, page, pictures, scale, search
+from eval.bench import coder, dense, encoders, objective, page, pictures, scale, search
 from eval.bench.common import Options, Section, hardware, table, versions
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
@@ -24,7 +24,9 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "page": page.run,
     "objective": objective.run,
     "pictures": pictures.run,
+    "encoders": encoders.run,
 }
+LONG = ("objective",)  # it trains encoders, for an hour: with --full or by its name alone
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,7 +43,7 @@ def main(full: bool, only: str | None, device: str, encoder: str | None, out: Pa
     results: dict[str, object] = json.loads(path.read_text()) if only and path.is_file() else {}
     results |= {"hardware": hardware(), "versions": versions(), "full": full}
     click.echo(f"{results['hardware']}\n", err=True)
-    for name in [only] if only else SECTIONS:
+    for name in [only] if only else [name for name in SECTIONS if full or name not in LONG]:
         section = SECTIONS[name](options)
         results[name] = asdict(section)
         click.echo(_section_text(section))

@@ -93,6 +93,7 @@ class Holder:
         except SparsightError as e:  # removed, or damaged: the one that is open still answers
             self.trouble = str(e)
             return
+        newer.take_encoders(self._index)
         self._index.close()
         self._index, self.trouble = newer, ""
         self.version = version_of(newer.store)

@@ -1,6 +1,6 @@
 """Encoders put pictures and words into one space of unit vectors, whoever trained it. This is light to import."""
 
-from training.encoders.centring import CentredEncoder, Means, centre, mean_of
+from training.encoders.centring import CentredEncoder, Means, centre, mean_of, same_means
 from training.encoders.cut import same_when_cut
 from training.encoders.embeddings import SplitEmbeddings, has_test_embeddings, load_test_embeddings
 from training.encoders.protocol import Encoder, TextEncoder
@@ -15,6 +15,7 @@ __all__ = [
     "centre",
     "fingerprint_of",
     "has_test_embeddings",
+    "same_means",
     "same_when_cut",
     "load_test_embeddings",
     "mean_of",

@@ -34,6 +34,13 @@ class Means:
     text: np.ndarray
 
 
+def same_means(a: Means | None, b: Means | None) -> bool:
+    """Whether two spaces are centred alike; None: it is not centred."""
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a.image, b.image) and np.array_equal(a.text, b.text)
+
+
 def mean_of(A: np.ndarray) -> np.ndarray:
     """The mean (d,) of unit rows A (n, d); zero where there are none, or where they are all equal."""
     if not len(A):

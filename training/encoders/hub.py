@@ -5,9 +5,7 @@ Only safetensors are read, and code that comes with a model is never run. `train
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,20 @@ import numpy as np
 import torch
 from PIL.Image import Image, Resampling, new
 
-from training.data.captions import CLIP_TEMPLATES, embed_concepts
 from training.device import fast_bf16
 from training.encoders.batches import in_batches
-from training.encoders.cut import left_out_of, warn_of_cut
 from training.encoders.files import CONFIG
-from training.encoders.hub_files import FAMILIES, hub_fingerprint, is_hub_folder, lacking_files, reason_of
+from training.encoders.hub_files import check_folder, hub_fingerprint, in_words, named_damage
+from training.encoders.hub_text import HubTextEncoder, quiet
 from training.encoders.square import as_picture
 from training.errors import SparsightError
 
-BATCH = 64  # pictures or texts in one pass
+BATCH = 64  # pictures in one pass
 LONGEST = 16  # times the shorter side: of a longer picture the middle is taken, where its ends would be cropped anyway
 
 
-class HubEncoder:
-    """An `Encoder` that is a CLIP-like model of transformers.
+class HubEncoder(HubTextEncoder):
+    """An `Encoder` that is a CLIP-like model of transformers, both towers computed by torch.
 
     model, tokenizer, processor: as transformers loads them. name: the hub's name for the model, or that of its folder.
     source: the hub's name, or the folder's path. fingerprint: over its files.
@@ -37,17 +34,21 @@ class HubEncoder:
 
     concepts: dict[str, str] = {}  # noqa: RUF012 (never written to); nobody has listed what its captions name
     batch = BATCH
-    known_from = 0.0  # no cosine is known below which a text means little to it
-    templates = CLIP_TEMPLATES
     has_modality_gap = True
 
     def __init__(self, model: Any, tokenizer: Any, processor: Any, *, name: str, source: str, fingerprint: str):
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.processor = tokenizer, processor
-        self.name, self.source, self.fingerprint = name, source, fingerprint
+        self.processor, self.source = processor, source
+        super().__init__(
+            self._embed_tokens,
+            tokenizer,
+            family=model.config.model_type,
+            most_tokens=int(model.config.text_config.max_position_embeddings),
+            name=name,
+            fingerprint=fingerprint,
+        )
         self.trained_on = f"pictures and texts that the model card of {name} names"
         self.image_size = _side(model.config.vision_config, processor)
-        self.dim = self._encode_text_batch(["a photo"]).shape[1]
 
     @property
     def device(self) -> torch.device:
@@ -74,39 +75,10 @@ class HubEncoder:
         inputs = {key: v.to(self.model.dtype) if v.is_floating_point() else v for key, v in inputs.items()}
         return _unit_rows(self.model.get_image_features(**inputs).pooler_output)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → (n, d) float32 unit rows."""
-        warn_of_cut(texts, self.left_out, self._most_tokens)
-        return in_batches(self._encode_text_batch, texts, BATCH, self.dim)
-
-    def left_out(self, text: str) -> str:
-        """The end of a text that the tower does not read, in the small letters in which it is read."""
-        return left_out_of(text.lower(), self.tokenizer, self._most_tokens)
-
-    @property
-    def _most_tokens(self) -> int:
-        return int(self.model.config.text_config.max_position_embeddings)
-
     @torch.inference_mode()
-    def _encode_text_batch(self, texts: Sequence[str]) -> np.ndarray:
-        return _unit_rows(self.model.get_text_features(**self._tokens(texts)).pooler_output)
-
-    def _tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The text tower's input, (b, t) each, padded as the model's family was trained."""
-        config = self.model.config
-        options = {"truncation": True, "max_length": self._most_tokens, "return_tensors": "pt"}
-        lower = [t.lower() for t in texts]  # every family was trained on lower case, and not every tokenizer makes it
-        if config.model_type == "clip":
-            tokens = self.tokenizer(lower, padding=True, **options)
-            parts = ["input_ids", "attention_mask"]
-        else:  # SigLIP was trained on texts padded to full length on the right, and attends to the padding
-            tokens = self.tokenizer(lower, padding="max_length", padding_side="right", **options)
-            parts = ["input_ids"]
-        return {part: tokens[part].to(self.device) for part in parts}
-
-    def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
-        """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""
-        return embed_concepts(self.encode_texts, concepts, templates or self.templates)
+    def _embed_tokens(self, tokens: dict[str, np.ndarray]) -> np.ndarray:
+        inputs = {part: torch.from_numpy(ids).to(self.device) for part, ids in tokens.items()}
+        return _unit_rows(self.model.get_text_features(**inputs).pooler_output)
 
 
 def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: str) -> HubEncoder:
@@ -114,12 +86,12 @@ def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: s
 
     name, source: as in `HubEncoder`. Raises `SparsightError` with the folder and what is wrong with it.
     """
-    where = source if source == str(folder) else f"{source} ({folder})"
-    _check_folder(folder, where)
-    with _quiet(), _named_damage(where):
+    where = in_words(folder, source)
+    check_folder(folder, where)
+    with quiet(), named_damage(where):
         model, tokenizer, processor, info = _load(folder, device)
     _check_tensors(model, info, where)
-    with _quiet(), _named_damage(where):
+    with quiet(), named_damage(where):
         fingerprint = hub_fingerprint(folder)
         encoder = HubEncoder(model.to(device), tokenizer, processor, name=name, source=source, fingerprint=fingerprint)
         # Encoding a text and pictures of two shapes shows whether the files fit together.
@@ -130,17 +102,6 @@ def open_hub_encoder(folder: Path, device: torch.device, *, name: str, source: s
         if X.shape[1] != encoder.dim:
             raise ValueError(f"pictures have {X.shape[1]} dimensions, texts {encoder.dim}")
     return encoder
-
-
-def _check_folder(folder: Path, where: str) -> None:
-    """Raises `SparsightError` where a folder holds no model that can be read as an encoder."""
-    if not is_hub_folder(folder):
-        raise SparsightError(f"no encoder in {where}: its {CONFIG} names no model_type of transformers")
-    family = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
-    if family not in FAMILIES:
-        raise SparsightError(f"{where} holds a model of type {family}; encoders are of type {', '.join(FAMILIES)}")
-    if lacking := lacking_files(folder):
-        raise SparsightError(f"no encoder in {where}: {lacking}")
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -236,28 +197,3 @@ def _precision(device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if fast_bf16(device) else torch.float16
-
-
-@contextmanager
-def _named_damage(where: str) -> Iterator[None]:
-    """Turns what transformers, tokenizers and safetensors raise over a folder's contents into a `SparsightError`."""
-    try:
-        yield
-    except Exception as e:
-        raise SparsightError(f"damaged encoder in {where}: {reason_of(e)}") from e
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences transformers' own progress bars and load reports; what is wrong is told in one line."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -7,14 +7,15 @@ network, and with the very model that it was built with. Nothing here needs torc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import textwrap
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from training.digests import sha256_of
 from training.encoders.files import CONFIG, has_setting
 from training.errors import SparsightError
 from training.files import digest
@@ -127,24 +128,24 @@ def hub_fingerprint(folder: Path) -> str:
     Raises OSError where one cannot be read.
     """
     files = sorted({f for pattern in FILES for f in folder.glob(pattern)})
-    return digest(part for f in files for part in (f.name.encode(), _sha256(f)))
+    return digest(part for f in files for part in (f.name.encode(), sha256_of(f)))
 
 
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").digest()
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's weights: one, or where that is missing all parts that an index names, there or not.
+
+    Raises OSError, or ValueError, KeyError or AttributeError for an index that is none.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():  # transformers, too, reads the one file where there are both
+        return [whole]
+    return [folder / part for part in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
 
 
 def _has_weights(folder: Path) -> bool:
-    """True where every file of the weights is there: one, or all parts that the index names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return (folder / "model.safetensors").is_file()
-    try:
-        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
-        return False
-    return all((folder / part).is_file() for part in parts)
+    with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
+        return all(f.is_file() for f in weight_files(folder))
+    return False
 
 
 def lacking_files(folder: Path) -> str | None:
@@ -163,6 +164,37 @@ def lacking_files(folder: Path) -> str | None:
         if not any((folder / f).is_file() for f in files):
             return f"{' or '.join(files)} is missing"
     return None
+
+
+def in_words(folder: Path, source: str) -> str:
+    """Where a model is, for a message. source: the hub's name for it, or its folder's path."""
+    return source if source == str(folder) else f"{source} ({folder})"
+
+
+def check_folder(folder: Path, where: str) -> str:
+    """The family of the model in a folder. where: the folder, in words.
+
+    Raises `SparsightError` where it holds no model that can be read as an encoder.
+    """
+    if not is_hub_folder(folder):
+        raise SparsightError(f"no encoder in {where}: its {CONFIG} names no model_type of transformers")
+    family = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"])
+    if family not in FAMILIES:
+        raise SparsightError(f"{where} holds a model of type {family}; encoders are of type {', '.join(FAMILIES)}")
+    if lacking := lacking_files(folder):
+        raise SparsightError(f"no encoder in {where}: {lacking}")
+    return family
+
+
+@contextmanager
+def named_damage(where: str) -> Iterator[None]:
+    """Turns what transformers, tokenizers and safetensors raise over a folder's contents into a `SparsightError`."""
+    try:
+        yield
+    except SparsightError:
+        raise
+    except Exception as e:
+        raise SparsightError(f"damaged encoder in {where}: {reason_of(e)}") from e
 
 
 def reason_of(e: BaseException) -> str:

@@ -17,6 +17,7 @@ from training.config import HEAD_WIDTH, MAX_TOKENS
 from training.data.captions import TEMPLATES, embed_concepts
 from training.encoders.cut import is_short, warn_of_cut
 from training.encoders.files import CONFIG, TOKENIZER, WEIGHTS, trained_fingerprint
+from training.encoders.numpy_layers import attention, gelu, layer_norm
 from training.errors import SparsightError
 
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -75,7 +76,7 @@ class NumpyTextEncoder:
         for i in range(self.layers):
             layer = f"bert.encoder.layer.{i}."
             h = self._norm(h + self._attend(h, layer + "attention."), layer + "attention.output.LayerNorm")
-            inner = _gelu(self._linear(h, layer + "intermediate.dense"))
+            inner = gelu(self._linear(h, layer + "intermediate.dense"))
             h = self._norm(h + self._linear(inner, layer + "output.dense"), layer + "output.LayerNorm")
         z = w["projection.weight"] @ (h.mean(0) if len(h) else np.zeros(h.shape[1], np.float32))
         return (z / max(float(np.linalg.norm(z)), 1e-12)).astype(np.float32)
@@ -83,30 +84,11 @@ class NumpyTextEncoder:
     def _attend(self, h: np.ndarray, name: str) -> np.ndarray:
         """Multi-head self-attention, its output projection included: (t, width) → (t, width)."""
         heads = max(1, h.shape[1] // HEAD_WIDTH)
-        q, k, v = (
-            self._linear(h, f"{name}self.{part}").reshape(len(h), heads, -1).swapaxes(0, 1)
-            for part in ("query", "key", "value")
-        )  # (heads, t, width / heads)
-        scores = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[2])
-        scores = np.exp(scores - scores.max(2, keepdims=True))
-        mixed = (scores / scores.sum(2, keepdims=True)) @ v
-        return self._linear(mixed.swapaxes(0, 1).reshape(len(h), -1), name + "output.dense")
+        q, k, v = (self._linear(h, f"{name}self.{part}") for part in ("query", "key", "value"))
+        return self._linear(attention(q, k, v, heads), name + "output.dense")
 
     def _linear(self, h: np.ndarray, name: str) -> np.ndarray:
         return h @ self.weights[name + ".weight"].T + self.weights[name + ".bias"]
 
     def _norm(self, h: np.ndarray, name: str) -> np.ndarray:
-        h = h - h.mean(1, keepdims=True)
-        h = h / np.sqrt(h.var(1, keepdims=True) + LAYER_NORM_EPS)
-        return h * self.weights[name + ".weight"] + self.weights[name + ".bias"]
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    return x * 0.5 * (1 + _erf(x / np.sqrt(2)))
-
-
-def _erf(x: np.ndarray) -> np.ndarray:
-    """The error function to 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26): to import scipy's takes longer than a query."""
-    t = 1 / (1 + 0.3275911 * np.abs(x))
-    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    return np.sign(x) * (1 - series * np.exp(-x * x))
+        return layer_norm(h, self.weights[name + ".weight"], self.weights[name + ".bias"], LAYER_NORM_EPS)

@@ -7,6 +7,8 @@ needed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.encoders import files, hub_files
@@ -60,16 +62,13 @@ def open_for_photographs(device: torch.device | str, tell: Callable[[str], objec
 def open_text_encoder(
     name: str = "bundled", device: torch.device | str = "cpu", *, means: Means | None = None
 ) -> TextEncoder:
-    """Opens what reads texts alone. Where `sparsight train` wrote the encoder, numpy does, without torch's long import.
+    """Opens what reads texts alone: numpy computes the text tower, without torch's long import.
 
-    Takes and raises what `open_encoder` does.
+    A hub's model that numpy cannot read is opened whole. Takes and raises what `open_encoder` does.
     """
-    folder = files.folder_of(name)
-    if not files.is_trained_folder(folder):
+    encoder = _open_text_tower(name)
+    if encoder is None:
         return open_encoder(name, device, means=means)
-    from training.encoders.numpy_text import NumpyTextEncoder
-
-    encoder = NumpyTextEncoder(folder)
     return encoder if means is None else CentredTextEncoder(encoder, means)
 
 
@@ -95,10 +94,31 @@ def _is_hub(name: str) -> bool:
 def _open_hub(name: str, device: torch.device) -> Encoder:
     from training.encoders.hub import open_hub_encoder
 
+    folder, name, source = _hub_place(name)
+    return open_hub_encoder(folder, device, name=name, source=source)
+
+
+def _hub_place(name: str) -> tuple[Path, str, str]:
+    """The folder of a hub's model, which is downloaded if need be, its name, and the name that opens it again."""
     if _is_remote(name):
-        return open_hub_encoder(hub_files.fetch(name), device, name=name, source=name)
+        return hub_files.fetch(name), name, name
     folder = files.folder_of(name)
-    return open_hub_encoder(folder, device, name=folder.name, source=str(folder))
+    return folder, folder.name, str(folder)
+
+
+def _open_text_tower(name: str) -> TextEncoder | None:
+    """The text tower of an encoder in numpy; None where numpy cannot read it."""
+    if _is_hub(name):
+        from training.encoders.hub_text import Unreadable, open_hub_text_encoder
+
+        folder, name, source = _hub_place(name)
+        with suppress(Unreadable):
+            return open_hub_text_encoder(folder, name=name, source=source)
+    elif files.is_trained_folder(folder := files.folder_of(name)):
+        from training.encoders.numpy_text import NumpyTextEncoder
+
+        return NumpyTextEncoder(folder)
+    return None
 
 
 def _open_trained(name: str, device: torch.device) -> Encoder:
