@@ -9,7 +9,6 @@ codes needs more concepts. A training that was stopped goes on where it ended.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +17,15 @@ import click
 import numpy as np
 
 from eval.bench.common import Options, Row, Section
+from training.config import ObjectiveConfig
 
 if TYPE_CHECKING:
     from training.data.cifar10 import Pictures
 
-PLAIN: dict[str, float] = {"structure_weight": 0.0, "code_weight": 0.0, "fidelity_weight": 0.0}
-VARIANTS: dict[str, Mapping[str, float]] = {
-    "contrast": PLAIN,
-    "contrast + structure": {"code_weight": 0.0, "fidelity_weight": 0.0},
-    "contrast + structure + code": {},
+VARIANTS = {
+    "contrast": ObjectiveConfig(structure_weight=0.0, code_weight=0.0, fidelity_weight=0.0),
+    "contrast + structure": ObjectiveConfig(code_weight=0.0, fidelity_weight=0.0),
+    "contrast + structure + code": ObjectiveConfig(),
 }
 TOWER = "conv32_small"
 SIZES = ((20, 2), (24, 2))  # pixels a side, epochs
@@ -38,7 +37,7 @@ def run(options: Options) -> Section:
     """Trains what is not trained yet, in bench/objective/, and measures each on the test split."""
     import torch
 
-    from training.config import ObjectiveConfig, TrainConfig
+    from training.config import TrainConfig
     from training.data.cifar10 import load_cifar10
     from training.device import pick_device
     from training.loop import train
@@ -47,10 +46,10 @@ def run(options: Options) -> Section:
     pictures, held_out = load_cifar10(data, ("train",)), load_cifar10(data, ("test",))
     device: torch.device = pick_device(options.device)
     rows: list[Row] = []
-    for name, weights in VARIANTS.items():
+    for name, loss in VARIANTS.items():
         for seed in SEEDS:
             out = options.out / "objective" / f"{name.replace(' + ', '-')}-{seed}"
-            config = TrainConfig(objective=replace(ObjectiveConfig(), **weights), sizes=SIZES, seed=seed)
+            config = TrainConfig(objective=loss, sizes=SIZES, seed=seed)
             config = replace(config, encoder=replace(config.encoder, name=TOWER, image_tower=TOWER))
             if not (out / "model.safetensors").is_file():
                 click.echo(f"{name}, seed {seed}", err=True)
