@@ -98,6 +98,7 @@ def _explanation_text(e: Explanation) -> str:
         f"dense score {e.dense_score:.3f}; sparse {e.sparse_score:.3f}, the sum of the contributions",
         f"the concepts hold the picture's embedding to a cosine of {e.cosine:.3f}",
         *map(printable, e.in_words()),
+        *([] if e.familiarity is None else [": it is ".join([f"familiarity {e.familiarity:.3f}", *e.notes])]),
     ]
     rows = [[c.name, f"{c.weight:.3f}", f"{c.contribution:+.3f}"] for c in e.concepts]
     header = ["concept", "weight", "contribution"]
