@@ -134,7 +134,8 @@ class Index:
                 return known[term] if term in known else self.embed_text(term.value)
             x, image_id = (known[term], None) if term in known else self.embed_picture(term.value)
             if image_id is None:
-                notes.update((f"a picture that is searched by is {note}", None) for note in self._familiarity(x, None)[1])
+                said = self._familiarity(x, None)[1]
+                notes.update((f"a picture that is searched by is {note}", None) for note in said)
             return x if query.resolved_mode != "sparse" else self._concepts_of(term.value, x, image_id)
 
         allowed = allowed_pictures(self.store, query, self.concept_id)

@@ -121,7 +121,7 @@ def _locked(folder: Path, *, with_familiarity: bool) -> duckdb.DuckDBPyConnectio
 
 
 def _add_familiarity(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    """The table `familiarity`: each picture's share of known pictures that lie as far out, NULL where that is unknown."""
+    """The table `familiarity`: each picture's share of known pictures that lie as far out, or NULL."""
     from indexer.store.familiarity import index_familiarity, shares_of_all
     from indexer.store.reader import Store
 
