@@ -7,9 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.stats import kstest
 
+from eval.bench.familiarity import auroc, made_pictures
 from indexer.store import Store
 from indexer.store.familiarity import FEWEST, FILE, LEVEL, OF_ENCODER, OF_INDEX, index_familiarity, measured
 from search.index import Index
@@ -21,37 +22,6 @@ def unit_rows(n: int, d: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(5, d))[rng.integers(0, 5, n)] + rng.normal(size=(n, d)) * np.linspace(0.05, 1, d)
     return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
-
-
-def strangers() -> dict[str, np.ndarray]:
-    """Pictures by code (30, 32, 32, 3) uint8 that are of nothing: stripes, checks, discs, letters, blurred noise."""
-    rng = np.random.default_rng(3)
-    made: dict[str, list[np.ndarray]] = {name: [] for name in ("stripes", "checks", "discs", "letters", "noise")}
-    y, x = np.mgrid[:32, :32]
-    for _ in range(30):
-        one, two = rng.integers(0, 256, (2, 3))
-        wave = np.sin((x * np.cos(a := rng.uniform(0, 3)) + y * np.sin(a)) * rng.uniform(0.4, 1.5)) / 2 + 0.5
-        made["stripes"].append(one + (two - one) * wave[..., None])
-        board = (x // (s := rng.integers(3, 9)) + y // s) % 2
-        made["checks"].append(one + (two - one) * board[..., None])
-        for name in ("discs", "letters"):
-            picture = Image.new("RGB", (32, 32), tuple(one.tolist()))
-            draw = ImageDraw.Draw(picture)
-            for left, top, size in rng.integers(0, 20, (6, 3)) if name == "discs" else ():
-                colour = tuple(rng.integers(0, 256, 3).tolist())
-                draw.ellipse((int(left), int(top), int(left + size + 3), int(top + size + 3)), fill=colour)
-            if name == "letters":
-                draw.text((6, 2), chr(rng.integers(65, 91)), fill=tuple(two.tolist()), font_size=26)
-            made[name].append(np.asarray(picture))
-        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
-        made["noise"].append(np.asarray(small.resize((32, 32), Image.Resampling.BICUBIC)))
-    return {name: np.stack(pictures).clip(0, 255).astype(np.uint8) for name, pictures in made.items()}
-
-
-def auroc(known: np.ndarray, strange: np.ndarray) -> float:
-    """How often a known picture has the higher figure, ties counted half."""
-    more, less = (known[:, None] > strange).mean(), (known[:, None] < strange).mean()
-    return float((1 + more - less) / 2)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +59,7 @@ def test_unrelated_pictures_are_told_from_known_ones(test_rows):
     known, D = measured(test_rows[:5000]), encoder.encode_concepts(list(encoder.concepts))
     held_out = test_rows[5000:]
     figures, baseline = {}, {}
-    for name, pixels in strangers().items():
+    for name, pixels in made_pictures(30).items():
         X = encoder.encode_images(pixels)
         figures[name] = auroc(known.share(held_out), known.share(X))
         baseline[name] = auroc((held_out @ D.T).max(1), (X @ D.T).max(1))
@@ -127,7 +97,7 @@ def test_what_is_known_is_the_encoders_own_or_the_indexs(light_index, small_inde
 
 
 def test_a_stranger_is_told_of_wherever_it_is_asked_about(run, light_index, tmp_path):
-    Image.fromarray(strangers()["checks"][0]).save(tmp_path / "checks.png")
+    Image.fromarray(made_pictures(1)["checks"][0]).save(tmp_path / "checks.png")
     at, picture = ("--index", light_index), tmp_path / "checks.png"
     found = json.loads(run("classify", picture, "--json", *at).stdout)
     assert 0 < found["familiarity"] <= LEVEL

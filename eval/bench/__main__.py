@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from eval.bench import coder, dense, page, scale, search
+from eval.bench import coder, dense, familiarity, page, scale, search
 from eval.bench.common import Options, Section, hardware, table, versions
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "dense": dense.run,
     "scale": scale.run,
     "page": page.run,
+    "familiarity": familiarity.run,
 }
 
 
