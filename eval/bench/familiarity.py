@@ -19,7 +19,7 @@ from eval.bench.common import Options, Row, Section, table
 from indexer.store.familiarity import measured
 from training.encoders import Encoder, embeddings_beside, open_encoder
 
-EACH = 200  # made pictures of a kind
+EACH = 100  # made pictures of a kind
 NEIGHBOUR = 5  # of the baseline by nearest neighbours (Sun et al. 2022): the best of 1, 5, 20, 50 and 100
 Figure = Callable[[np.ndarray], np.ndarray]  # X (n, d) → the more familiar the larger (n,)
 
