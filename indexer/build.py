@@ -20,6 +20,7 @@ from indexer.store import Classes, Contents, Described, IndexMeta, Journal, Pict
 from indexer.store.approximate import refuse_description
 from indexer.store.chance import index_chance
 from indexer.store.dense import FLAT, open_dense
+from indexer.store.familiarity import index_familiarity
 from training.data.cifar10 import CLASSES
 from training.data.cifar10 import Pictures as Cifar10
 from training.encoders import Encoder, Means, SplitEmbeddings, centre, mean_of
@@ -185,6 +186,7 @@ def write_index(
         if config.dense != FLAT:
             open_dense(store)  # builds it, and keeps it beside the database
         index_chance(store, encoder.encode_texts)
+        index_familiarity(store)
     return Built(meta, skipped)
 
 

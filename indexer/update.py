@@ -37,6 +37,7 @@ from indexer.store import (
     writing,
 )
 from indexer.store.chance import index_chance
+from indexer.store.familiarity import index_familiarity
 from indexer.store.naming import existing_file, is_id, pictures_at
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
@@ -107,17 +108,18 @@ def add_pictures(
             return Added(plan, skipped, len(store))
         first = store.meta.next_id
         meta = change_store(folder, store, change)
-        _measure_chance(folder, encoder)
+        _measure(folder, encoder)
         journal.clear()
     return Added(plan, skipped, meta.n, list(range(first, meta.next_id)))
 
 
-def _measure_chance(folder: Path, encoder: Encoder) -> None:
-    """Where an index has grown much, what scores mean in it is measured anew."""
+def _measure(folder: Path, encoder: Encoder) -> None:
+    """Where an index has grown much, what scores mean in it, and what is familiar to it, is measured anew."""
     with Store(folder) as store:
         means = store.means()
         if len(store):
             index_chance(store, (encoder if means is None else CentredEncoder(encoder, means)).encode_texts)
+            index_familiarity(store, encoder.source)
 
 
 def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False, exclude: Sequence[str] = ()) -> Added:

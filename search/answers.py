@@ -125,12 +125,16 @@ class Classification:
     """The class of a picture.
 
     label: the class with the highest score; scores: every class with its score, the highest first; concepts: what
-    each concept of the picture adds to the score of `label`.
+    each concept of the picture adds to the score of `label`. familiarity: the share of the pictures that are known that
+    lie as far out as this one, None where too few are known to tell; where it is so small that the class means little,
+    notes say so.
     """
 
     label: str
     scores: list[tuple[str, float]]
     concepts: list[ConceptWeight]
+    familiarity: float | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         """The classification as JSON holds it."""
@@ -150,7 +154,7 @@ class Explanation:
     embedding the concepts hold. The rest is told for a text that was asked for. rank: among all pictures by x·t, from
     1; ranks_without: for each concept the rank that it would have without what that adds. k: of how many hits it may be
     one; short: what its score lacks to be among these, 0 for a hit; would_help: concepts that would bring it there,
-    each with the weight that would have to be added, the least first.
+    each with the weight that would have to be added, the least first. familiarity, notes: as of a `Classification`.
     """
 
     target: str
@@ -165,6 +169,8 @@ class Explanation:
     k: int = 0
     short: float = 0.0
     would_help: list[tuple[str, float]] = field(default_factory=list)
+    familiarity: float | None = None
+    notes: list[str] = field(default_factory=list)
 
     def in_words(self) -> list[str]:
         """Where it stands, and what would bring it among the first k, a sentence each; none without a text."""

@@ -19,7 +19,7 @@ from search.why import edit, explain
 from training.commands import Command, FilePath, Group, json_option, k_option
 from training.errors import CallError, SparsightError
 from training.files import shown_path
-from training.terminal import counted, table
+from training.terminal import counted, printable, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,10 +171,14 @@ def classify(pictures: tuple[str, ...], classes: str | None, mode: Mode, source:
             result = index.classify(picture, names, mode=mode)
             if as_json:
                 click.echo(json.dumps({"target": picture, **result.to_dict()}))
+            else:
+                for note in result.notes:
+                    click.echo(printable(f"note: {picture} is {note}"), err=True)
             scores = ", ".join(f"{name} {score:.3f}" for name, score in result.scores[:3])
-            rows.append([picture, result.label, scores, concepts_line(result.concepts)])
+            familiarity = "" if result.familiarity is None else f"{result.familiarity:.3f}"
+            rows.append([picture, result.label, scores, familiarity, concepts_line(result.concepts)])
     if not as_json:
-        click.echo(table(rows, ["picture", "class", "scores", "concepts (what each adds to the score)"]))
+        click.echo(table(rows, ["picture", "class", "scores", "familiarity", "concepts (what each adds to the score)"]))
 
 
 @click.command(cls=Command)
@@ -224,6 +228,8 @@ def _class_names(text: str) -> list[str]:
 
 def _print_answer(index: Index, answer: Answer, output: Output) -> None:
     _print_hits(index, answer.hits, output, answer)
+    for note in answer.notes:
+        click.echo(f"note: {note}", err=True)
     if answer.left_out:
         what = "nothing here matches" if not answer.hits else f"{answer.left_out} more do not match"
         click.echo(f"{what}: unrelated texts find as good ones (--all shows them)", err=True)

@@ -81,9 +81,11 @@ def _known(store: Store, column: str, values: Sequence[str]) -> list[str]:
 
 def _where(store: Store, condition: str) -> np.ndarray:
     """The ids that an SQL condition on `images` chooses, on a connection that can reach nothing but the index."""
+    from indexer.exchange.sql import FAMILIARITY
     from indexer.exchange.sql import Query as SqlQuery
 
-    sql = f"SELECT image_id FROM (SELECT image_id, (\n{condition}\n) AS held FROM images) WHERE held"
+    table = "images LEFT JOIN familiarity USING (image_id)" if FAMILIARITY in condition.casefold() else "images"
+    sql = f"SELECT image_id FROM (SELECT image_id, (\n{condition}\n) AS held FROM {table}) WHERE held"
     with SqlQuery(store.folder, sql) as found:
         ids = np.array([int(row[0] or 0) for row in found.texts()], np.int64)
     return ids[np.isin(ids, store.image_ids)]  # another generation may have been written since

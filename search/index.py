@@ -27,6 +27,7 @@ from training.files import full_path
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
     from indexer.store.chance import Chance
+    from indexer.store.familiarity import Familiarity
     from indexer.update import Added
     from training.encoders import Encoder, TextEncoder
 
@@ -46,6 +47,7 @@ class Index:
     def __init__(self, folder: Path | str = "index", *, encoder: str | None = None, device: str = "auto"):
         self._engine = Engine(folder)
         self._chance: Chance | None = None
+        self._known: list[Familiarity | None] = []  # measured once, and None where too few pictures are known
         self._encoder_name, self._device = encoder, device
 
     def __enter__(self) -> Index:
@@ -136,17 +138,20 @@ class Index:
         from search.answering import answer_query
         from search.filters import allowed_pictures
 
-        known = vectors or {}
+        known, notes = vectors or {}, dict[str, None]()
 
         def vector_of(term: Term) -> np.ndarray:
             if term.kind == "text":
                 return known[term] if term in known else self.embed_text(term.value)
-            mode: Mode = "sparse" if query.resolved_mode == "sparse" else "dense"
-            return self._query_of(term.value, mode, known.get(term))
+            x, image_id = (known[term], None) if term in known else self.embed_picture(term.value)
+            if image_id is None:
+                said = self._familiarity(x, None)[1]
+                notes.update((f"a picture that is searched by is {note}", None) for note in said)
+            return x if query.resolved_mode != "sparse" else self._concepts_of(term.value, x, image_id)
 
         allowed = allowed_pictures(self.store, query, self.concept_id)
         found = answer_query(self._engine, query, vector_of, self.concept_id, allowed, self._unrelated)
-        return replace(found, thumbnails=self.store.thumbnails)
+        return replace(found, thumbnails=self.store.thumbnails, notes=list(notes))
 
     def _unrelated(self) -> Chance:
         """The scores of unrelated texts, read or measured once: an index that may not be written stays quick, too."""
@@ -183,7 +188,8 @@ class Index:
         scores = T @ (x if mode == "dense" else self._engine.decode(code))
         order = np.argsort(-scores, kind="stable")
         concepts = contributions(code, self.D @ T[order[0]], self._engine.names)
-        return Classification(names[order[0]], [(names[i], float(scores[i])) for i in order], concepts)
+        ordered = [(names[i], float(scores[i])) for i in order]
+        return Classification(names[order[0]], ordered, concepts, *self._familiarity(x, image_id))
 
     def explain(self, picture: Picture, text: str | None = None, k: int = 10) -> Explanation:
         """What each concept of a picture adds to its score for a text; and why it is, or is not, one of the k best.
@@ -199,6 +205,7 @@ class Index:
         parts = contributions(code, self.D @ t, self._engine.names)
         among = {} if text is None else place_among(self._engine, float(x @ t), t, parts, image_id, k)
         row = None if image_id is None else self.store.images([image_id])[0]
+        familiarity, notes = self._familiarity(x, image_id)
         return Explanation(
             target=row.path if row else as_target(picture),
             label=row.label if row else None,
@@ -207,6 +214,8 @@ class Index:
             sparse_score=float(r @ t),
             cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)),
             concepts=parts,
+            familiarity=familiarity,
+            notes=notes,
             **among,
         )
 
@@ -352,16 +361,23 @@ class Index:
     def _reopen(self) -> None:
         """Takes up the folder's index as it is now."""
         earlier, self._engine, self._chance = self._engine, Engine(self.store.folder), None
+        self._known = []
         earlier.close()
 
-    def _query_of(self, picture: str, mode: Mode, known: np.ndarray | None = None) -> np.ndarray:
-        """What to search by for a picture: x (d,), and in sparse mode w D, normalised, so that its concepts decide.
+    def _familiarity(self, x: np.ndarray, image_id: int | None) -> tuple[float | None, list[str]]:
+        """The share of known pictures that lie as far out as an embedding x (d,), and what is to be said of it."""
+        from indexer.store.familiarity import LEVEL, index_familiarity
 
-        known: its embedding, where that was made already.
-        """
-        x, image_id = self.embed_picture(picture) if known is None else (known, None)
-        if mode == "dense":
-            return x
+        if not self._known:
+            self._known = [index_familiarity(self.store, self._encoder_source)]
+        if (known := self._known[0]) is None:
+            return None, []
+        ids = None if image_id is None else np.array([image_id])
+        share = float(known.share(x[None], ids)[0])
+        return share, [] if share > LEVEL else [f"unlike {known.of}: {100 * share:.2g} % of them lie as far out"]
+
+    def _concepts_of(self, picture: str, x: np.ndarray, image_id: int | None) -> np.ndarray:
+        """What to search by in sparse mode for a picture x (d,): w D, normalised, so that its concepts decide."""
         code = self._code(x, image_id)
         if not len(code.ids):
             raise SparsightError(f"{picture} has no concept of the index's dictionary: nothing to search by")

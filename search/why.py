@@ -93,10 +93,11 @@ def _print_flips(flips: list[tuple[str, int]], as_json: bool) -> None:
 
 def _explanation_text(e: Explanation) -> str:
     label = f", labelled {e.label}" if e.label else ""
+    known = "" if e.familiarity is None else ": it is ".join([f"; familiarity {e.familiarity:.3f}", *e.notes])
     lines = [
         printable(f"{e.target}{label}, for {e.text!r}:"),
         f"dense score {e.dense_score:.3f}; sparse {e.sparse_score:.3f}, the sum of the contributions",
-        f"the concepts hold the picture's embedding to a cosine of {e.cosine:.3f}",
+        f"the concepts hold the picture's embedding to a cosine of {e.cosine:.3f}{known}",
         *map(printable, e.in_words()),
     ]
     rows = [[c.name, f"{c.weight:.3f}", f"{c.contribution:+.3f}"] for c in e.concepts]

@@ -431,3 +431,24 @@ def test_a_token_is_asked_for_and_kept_in_a_cookie(small_index):
     assert client.get("/?text=ship").status_code == 200
     astray = client.get(f"http://{HOST}//evil.example/?token=secret-token")
     assert astray.headers["location"] == "/evil.example/"
+
+
+def test_a_picture_unlike_all_that_is_known_is_called_so(light_index):
+    """By the page and the REST interface, of an upload and of a picture of the index."""
+    client = client_of(light_index)
+    board = (np.indices((90, 60)).sum(0) // 15 % 2 * 200)[..., None].repeat(3, 2).astype(np.uint8)
+    name = client.post("/api/pictures", content=jpeg_of(board)).json()["value"]
+    found = client.post("/api/search", json={"terms": [{"kind": "picture", "value": name}]}).json()
+    (said,) = found["notes"]
+    assert "unlike the pictures that the encoder knows" in said
+    assert said in client.get("/", params={"picture": name}).text
+    with Index(light_index) as index:
+        shares = {i: index.classify(i).familiarity for i in range(len(index))}
+    strange, usual = min(shares, key=shares.get), max(shares, key=shares.get)
+    for what in ("classify", "explain"):
+        told = client.get(f"/api/pictures/{strange}/{what}").json()
+        assert told["familiarity"] == pytest.approx(shares[strange])
+        assert len(told["notes"]) == 1
+        assert client.get(f"/api/pictures/{usual}/{what}").json()["notes"] == []
+    assert "It is unlike" in client.get(f"/picture/{strange}").text
+    assert "It is familiar" in client.get(f"/picture/{usual}").text

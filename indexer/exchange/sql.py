@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import duckdb
+import numpy as np
 
 from indexer.store.database import FAULTS, first_line, open_database, raise_interrupts
 from training.errors import CallError, SparsightError
@@ -20,6 +21,7 @@ LOCK = {  # of the connection that a person's SQL runs on, beyond `SETTINGS`; th
     "enable_external_access": "false",
     "lock_configuration": "true",
 }
+FAMILIARITY = "familiarity"  # a table that is made where a query names it
 BATCH = 1000  # rows of its answer in memory at a time
 
 T = TypeVar("T")
@@ -32,7 +34,7 @@ class Query:
     """
 
     def __init__(self, folder: Path, sql: str):
-        self._con = _locked(folder)
+        self._con = _locked(folder, with_familiarity=FAMILIARITY in sql.casefold())
         try:
             self._sql = self._one_query(sql)
             self._run(lambda: self._con.execute(f"SELECT * FROM (\n{self._sql}\n) LIMIT 0"))
@@ -101,16 +103,35 @@ class Query:
                 raise SparsightError(f"the query failed: {first_line(e)}") from e
 
 
-def _locked(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A connection with the index attached, read-only, as its default database, and every way out shut."""
+def _locked(folder: Path, *, with_familiarity: bool) -> duckdb.DuckDBPyConnection:
+    """A connection with the index attached, read-only, as its default database, and every way out shut.
+
+    with_familiarity: and a table `familiarity`, which is not stored: a picture's changes with what is known.
+    """
     con = open_database(folder)
     try:
+        if with_familiarity:
+            _add_familiarity(con, folder)
         for setting, value in LOCK.items():
             con.execute(f"SET {setting} = {value}")
     except BaseException:
         con.close()
         raise
     return con
+
+
+def _add_familiarity(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    """The table `familiarity`: each picture's share of known pictures that lie as far out, or NULL."""
+    from indexer.store.familiarity import index_familiarity, shares_of_all
+    from indexer.store.reader import Store
+
+    with Store(folder) as store:
+        known = index_familiarity(store)
+        shares = np.full(len(store), np.nan) if known is None else shares_of_all(store, known)
+        con.register("incoming", {"image_id": store.image_ids.astype(np.int32), FAMILIARITY: shares})
+    made = f"SELECT image_id, CASE WHEN isnan({FAMILIARITY}) THEN NULL ELSE {FAMILIARITY} END AS {FAMILIARITY}"
+    con.execute(f"CREATE TEMP TABLE {FAMILIARITY} AS {made} FROM incoming")
+    con.unregister("incoming")
 
 
 def _ascii(line: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from indexer.coding import Dictionary, encode_sparse
-from indexer.store import chance, journal, lock
+from indexer.store import chance, familiarity, journal, lock
 from indexer.store.database import DATABASE, HINT, WAL
 from indexer.store.dense import FILE, FLAT, cached_dense
 from indexer.store.lenient import open_leniently
@@ -294,7 +294,7 @@ def _examine_folder(folder: Path, ours: bool) -> list[Finding]:
     if waiting := sum(rows or 0 for rows in batches.values()):
         message = f"{waiting} encoded pictures wait for `sparsight add` or `index` to be called again"
         found.append(Finding("pending", "note", message))
-    known = {DATABASE, FILE, chance.FILE, WAL, lock.LOCK, lock.HOLDER, journal.FOLDER}
+    known = {DATABASE, FILE, chance.FILE, familiarity.FILE, WAL, lock.LOCK, lock.HOLDER, journal.FOLDER}
     known |= {path.name for path in lock.leftovers(folder)}
     if (meta := lock.current_meta(folder)) is not None:
         known |= {meta.vectors_file, meta.thumbnails_file}

@@ -99,8 +99,7 @@ def classify(
     with here.holder.index() as index:
         check_here(index, image_id)
         found = index.classify(image_id, classes or None, mode=mode)  # type: ignore[arg-type]
-    concepts = [m.ConceptWeightModel(**asdict(c)) for c in found.concepts]
-    return m.ClassificationModel(label=found.label, scores=named(found.scores), concepts=concepts)
+    return m.ClassificationModel.model_validate(found.to_dict() | {"scores": named(found.scores)})
 
 
 @router.post("/pictures/{image_id}/edit")

@@ -150,10 +150,15 @@ class EditedModel(BaseModel):
     after: StateModel
 
 
+FAMILIARITY = Field(description="the share of known pictures that lie as far out; null where too few are known")
+
+
 class ClassificationModel(BaseModel):
     label: str
     scores: list[ScoreModel]
     concepts: list[ConceptWeightModel]
+    familiarity: float | None = FAMILIARITY
+    notes: list[str]
 
 
 class RankModel(BaseModel):
@@ -183,6 +188,8 @@ class ExplanationModel(BaseModel):
     k: int = Field(description="of how many hits it may be one")
     short: float = Field(description="what its score lacks to be among these")
     would_help: list[HelpModel] = Field(description="concepts that would bring it there")
+    familiarity: float | None = FAMILIARITY
+    notes: list[str]
 
 
 class UploadModel(BaseModel):

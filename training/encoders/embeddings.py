@@ -39,12 +39,18 @@ def load_test_embeddings(encoder: Encoder) -> SplitEmbeddings:
 
     Raises `SparsightError` where there are none or they cannot be read.
     """
+    if not has_test_embeddings(encoder):
+        raise SparsightError(f"no embeddings of pictures come with {encoder.name}: it needs the pictures (--data)")
+    return embeddings_beside(encoder.source)
+
+
+def embeddings_beside(source: str) -> SplitEmbeddings:
+    """Reads the embeddings that lie beside the weights of an encoder, by its name; raises `SparsightError` where they
+    cannot be read."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if not has_test_embeddings(encoder):
-        raise SparsightError(f"no embeddings of pictures come with {encoder.name}: it needs the pictures (--data)")
-    path = folder_of(encoder.source) / TEST_EMBEDDINGS
+    path = folder_of(source) / TEST_EMBEDDINGS
     try:
         tensors = load_file(path)
         X, labels, terms = (tensors[key] for key in ("X", "labels", "terms"))
