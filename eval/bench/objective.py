@@ -17,15 +17,17 @@ import click
 import numpy as np
 
 from eval.bench.common import Options, Row, Section
-from training.config import ObjectiveConfig
+from training.config import ObjectiveConfig, TrainConfig
 
 if TYPE_CHECKING:
     from training.data.cifar10 import Pictures
 
-VARIANTS = {
-    "contrast": ObjectiveConfig(structure_weight=0.0, code_weight=0.0, fidelity_weight=0.0),
-    "contrast + structure": ObjectiveConfig(code_weight=0.0, fidelity_weight=0.0),
-    "contrast + structure + code": ObjectiveConfig(),
+PLAIN = ObjectiveConfig(structure_weight=0.0, code_weight=0.0, fidelity_weight=0.0)
+VARIANTS = {  # by name: the loss, and the largest inverse temperature; 100 is CLIP's
+    "contrast, temperature of CLIP": (PLAIN, 100.0),
+    "contrast": (PLAIN, TrainConfig.max_scale),
+    "contrast + structure": (ObjectiveConfig(code_weight=0.0, fidelity_weight=0.0), TrainConfig.max_scale),
+    "contrast + structure + code": (ObjectiveConfig(), TrainConfig.max_scale),
 }
 TOWER = "conv32_small"
 SIZES = ((20, 2), (24, 2))  # pixels a side, epochs
@@ -37,7 +39,6 @@ def run(options: Options) -> Section:
     """Trains what is not trained yet, in bench/objective/, and measures each on the test split."""
     import torch
 
-    from training.config import TrainConfig
     from training.data.cifar10 import load_cifar10
     from training.device import pick_device
     from training.loop import train
@@ -46,10 +47,10 @@ def run(options: Options) -> Section:
     pictures, held_out = load_cifar10(data, ("train",)), load_cifar10(data, ("test",))
     device: torch.device = pick_device(options.device)
     rows: list[Row] = []
-    for name, loss in VARIANTS.items():
+    for name, (loss, max_scale) in VARIANTS.items():
         for seed in SEEDS:
-            out = options.out / "objective" / f"{name.replace(' + ', '-')}-{seed}"
-            config = TrainConfig(objective=loss, sizes=SIZES, seed=seed)
+            out = options.out / "objective" / f"{name.replace(' + ', '-').replace(', ', '-').replace(' ', '-')}-{seed}"
+            config = TrainConfig(objective=loss, sizes=SIZES, max_scale=max_scale, seed=seed)
             config = replace(config, encoder=replace(config.encoder, name=TOWER, image_tower=TOWER))
             if not (out / "model.safetensors").is_file():
                 click.echo(f"{name}, seed {seed}", err=True)
