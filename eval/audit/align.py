@@ -29,8 +29,8 @@ SPENT = 8  # degrees of freedom that the map and the brightness take
 @dataclass(frozen=True)
 class Alike:
     """For k pairs, float32 (k,): the correlation r of the details · how sure that is, atanh(r) √(p − 8), where p pixels
-    hold the details: a dark spot in a bright sky fits any other · the correlation of brightness · the share of the first
-    picture that both show · by how much an area of the second is larger."""
+    hold the details: a dark spot in a bright sky fits any other · the correlation of brightness · the share of the
+    first picture that both show · by how much an area of the second is larger."""
 
     detail: np.ndarray
     sure: np.ndarray

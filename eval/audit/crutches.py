@@ -29,10 +29,13 @@ BLOCK = 1 << 14
 
 @dataclass(frozen=True)
 class Crutch:
-    """What a class is told apart by. what: `mark` or `concept`; name: the concept; box: the mark's place; share, others:
-    of the class's pictures, and of others, that have it; accuracy, without: of the class by its concepts, as it is and
-    without this one; changed: pictures that are then given another class; having, lacking: pictures of the class with
-    and without it; strangers: pictures of other classes that have it; covered: what covering a mark does."""
+    """What a class is told apart by.
+
+    what: `mark` or `concept`; name: the concept; box: the mark's place; share, others: of the class's pictures, and of
+    others, that have it; accuracy, without: of the class by its concepts, as it is and without this one; changed:
+    pictures that are then given another class; having, lacking: pictures of the class with and without it; strangers:
+    pictures of other classes that have it; covered: what covering a mark does; unconfirmed: why that is not known.
+    """
 
     what: str
     label: str
@@ -48,6 +51,7 @@ class Crutch:
     lacking: list[Shown]
     strangers: list[Shown]
     covered: Covered | None
+    unconfirmed: str | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class Decisions:
         return self.W @ (self.D @ V.T)
 
     @cached_property
+    def columns(self) -> sparse.csc_matrix:
+        """The codes, by concept."""
+        return self.W.tocsc()
+
+    @cached_property
     def given(self) -> np.ndarray:
         """(k,) the class that each picture is given."""
         return self._scores(self.V).argmax(1)
@@ -142,7 +151,8 @@ def find_crutches(subject: Subject, encode: Encode | None = None, seed: int = 0)
     losses = decisions.losses()
     has = _has(decisions.W)
     shares = np.stack([np.asarray(has[decisions.y == k].mean(0)).ravel() for k in range(decisions.c)])
-    found = [c for k in judged if (c := _mark(subject, int(k), encode, seed)) is not None]
+    seen, rgb = subject.labelled_pixels()
+    found = [c for k in judged if (c := _mark(subject, seen, rgb, int(k), encode, seed)) is not None]
     leaning = []
     for k in judged.tolist():
         others = np.asarray(has[decisions.y != k].mean(0)).ravel()
@@ -159,8 +169,9 @@ def meaning(subject: Subject) -> np.ndarray:
     c, m = len(subject.classes), len(subject.concepts)
     if (subject.parents >= 0).any():
         return subject.parents == np.arange(c)[:, None]
-    S = subject.T @ subject.D.T
-    return S >= np.partition(S, m - max(1, round(NEAR * m)), axis=1)[:, m - max(1, round(NEAR * m))][:, None]
+    S, few = subject.T @ subject.D.T, max(1, round(NEAR * m))
+    least = np.partition(S, m - few, axis=1)[:, m - few]
+    return least[:, None] <= S
 
 
 def _has(W: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -180,7 +191,7 @@ def _concept(
 ) -> Crutch:
     rows, mine = decisions.rows, decisions.y == k
     with_it = np.zeros(len(rows), bool)
-    with_it[decisions.W.tocsc()[:, j].indices] = True
+    with_it[decisions.columns[:, j].indices] = True
     changed = np.zeros(len(rows), bool)
     changed[decisions.changes[:, j].indices] = True
     accuracy = float((decisions.given[mine] == k).mean())
@@ -199,25 +210,26 @@ def _concept(
         lacking=_some(subject, rows[~with_it & mine]),
         strangers=_some(subject, rows[with_it & ~mine]),
         covered=None,
+        unconfirmed=None,
     )
 
 
-def _mark(subject: Subject, k: int, encode: Encode | None, seed: int) -> Crutch | None:
-    places = np.searchsorted(subject.ids, subject.pixels.ids)
-    places = places[subject.labels[places] >= 0] if len(places) else places
-    if not len(places):
-        return None
-    rgb = subject.pixels.rgb[np.searchsorted(subject.pixels.ids, subject.ids[places])]
+def _mark(
+    subject: Subject, places: np.ndarray, rgb: np.ndarray, k: int, encode: Encode | None, seed: int
+) -> Crutch | None:
     mine = subject.labels[places] == k
     mark = find_mark(rgb, mine, seed)
     if mark is None:
         return None
-    covered = None
-    if encode is not None:
-        drawn = np.random.default_rng(seed).permutation(places[mark.has & mine])[:CHECKED]
-        of_class = subject.labels == k
-        pictures = subject.pictures_of(drawn)
-        covered = cover(pictures, drawn, mark.box, subject.X, of_class, encode) if len(drawn) else None
+    drawn = np.random.default_rng(seed).permutation(places[mark.has & mine])[:CHECKED]
+    covered: Covered | None = None
+    unconfirmed: str | None = "no encoder was given"
+    if encode is not None and len(drawn):
+        try:
+            covered = cover(subject.pictures_of(drawn), drawn, mark.box, subject.X, subject.labels == k, encode)
+            unconfirmed = None
+        except SparsightError as e:
+            unconfirmed = str(e)
     return Crutch(
         what="mark",
         label=subject.classes[k],
@@ -233,6 +245,7 @@ def _mark(subject: Subject, k: int, encode: Encode | None, seed: int) -> Crutch 
         lacking=_some(subject, places[~mark.has & mine]),
         strangers=_some(subject, places[mark.has & ~mine]),
         covered=covered,
+        unconfirmed=unconfirmed,
     )
 
 

@@ -78,8 +78,8 @@ def left_out_ridge(X: np.ndarray, y: np.ndarray, c: int) -> np.ndarray:
 
 
 def fit_weights(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The weights (f,) of scores (f, n, c) under which labels y (n,) are most likely, where a share of the labels, which
-    is found as well, is drawn at random from the other classes."""
+    """The weights (f,) of scores (f, n, c) under which labels y (n,) are most likely, where a share of the labels is
+    drawn at random from the other classes; that share is found as well."""
     f, n, c = scores.shape
     own = np.arange(n)
 

@@ -53,7 +53,9 @@ def find_label_errors(subject: Subject, seed: int = 0) -> list[LabelError]:
     Raises `SparsightError` where there are too few labelled pictures, or all have one label.
     """
     if not (subject.labels >= 0).any():
-        raise SparsightError("no picture has a label; class folders give labels: `sparsight index PATH --labels folders`")
+        raise SparsightError(
+            "no picture has a label; class folders give labels: `sparsight index PATH --labels folders`"
+        )
     found, few = [], []
     for learnt in (False, True):
         rows = np.flatnonzero((subject.labels >= 0) & (subject.learnt == learnt))
@@ -86,7 +88,9 @@ def _judged(subject: Subject, rows: np.ndarray, learnt: bool, seed: int) -> list
     wrong = wrong_probability(evidence.P, y, seed)
     listed = np.lexsort((p, -wrong))[: max(FEWEST, round(LISTED * len(y)))]
     names = [subject.classes[j] for j in used]
-    return [_finding(subject, int(rows[i]), names, T, evidence, int(y[i]), int(i), float(wrong[i]), learnt) for i in listed]
+    return [
+        _finding(subject, int(rows[i]), names, T, evidence, int(y[i]), int(i), float(wrong[i]), learnt) for i in listed
+    ]
 
 
 def _finding(
@@ -123,7 +127,9 @@ def wrong_probability(P: np.ndarray, y: np.ndarray, seed: int = 0) -> np.ndarray
     own = log_p[np.arange(n), y]
     rng = np.random.default_rng(seed)
     times = max(1, min(c - 1, DRAWN // n))
-    shifts = np.stack([rng.permutation(c - 1)[:times] for _ in range(n)]) if c <= 64 else rng.integers(0, c - 1, (n, times))
+    shifts = (
+        np.stack([rng.permutation(c - 1)[:times] for _ in range(n)]) if c <= 64 else rng.integers(0, c - 1, (n, times))
+    )
     drawn = np.sort(log_p[np.arange(n)[:, None], (y[:, None] + 1 + shifts) % c].ravel())
     share = random_share(np.sort(own), drawn)
     edges = np.unique(np.quantile(np.concatenate([drawn, own]), np.linspace(0, 1, BINS + 1)))

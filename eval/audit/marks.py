@@ -123,7 +123,10 @@ def cover(
     pictures: uint8 (h, w, 3), of the rows of X (n, d) named; of_class (n,): which rows are of the class.
     """
     other = Box(1 - box.right, 1 - box.bottom, 1 - box.left, 1 - box.top)
-    if abs(other.left - box.left) < (box.right - box.left) / 2 and abs(other.top - box.top) < (box.bottom - box.top) / 2:
+    if (
+        abs(other.left - box.left) < (box.right - box.left) / 2
+        and abs(other.top - box.top) < (box.bottom - box.top) / 2
+    ):
         other = Box(0, 0, box.right - box.left, box.bottom - box.top)  # it lies in the middle
     shares = []
     for version in (pictures, [filled(p, box) for p in pictures], [filled(p, other) for p in pictures]):

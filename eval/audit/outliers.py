@@ -54,7 +54,9 @@ class Apart:
 def find_outliers(subject: Subject) -> list[Outlier]:
     """The pictures that lie furthest out, the furthest first. Raises `SparsightError` where there are too few."""
     if len(subject) < FEWEST:
-        raise SparsightError(f"there are {len(subject)} pictures: at least {FEWEST} are needed to tell what lies far out")
+        raise SparsightError(
+            f"there are {len(subject)} pictures: at least {FEWEST} are needed to tell what lies far out"
+        )
     apart = measure(subject)
     found = []
     for learnt in (False, True):

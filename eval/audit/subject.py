@@ -73,6 +73,12 @@ class Subject:
         """The picture at a place."""
         return Shown(int(self.ids[place]), self.paths[place], self.splits[place], self.label_of(place))
 
+    def labelled_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The labelled pictures that have a thumbnail: their places (k,), and RGB (k, SIDE, SIDE, 3)."""
+        places = np.searchsorted(self.ids, self.pixels.ids)
+        labelled = self.labels[places] >= 0
+        return (places, self.pixels.rgb) if labelled.all() else (places[labelled], self.pixels.rgb[labelled])
+
     def pictures_of(self, places: np.ndarray) -> list[np.ndarray]:
         """The thumbnails of pictures that have one, uint8 (h, w, 3)."""
         ids = self.ids[places].tolist()
