@@ -13,6 +13,7 @@ from training.errors import SparsightError
 from training.files import write_whole
 
 JSON_LINES, PAGE = "findings.jsonl", "index.html"
+FEW = 8  # pictures of a group, and of each side of a crutch, that the page shows
 
 
 def write_audit(folder: Path, audit: Audit, store: Store, most: int) -> None:
@@ -49,13 +50,12 @@ def page(audit: Audit, store: Store, most: int) -> str:
     )
 
 
-FEW = 8  # pictures of a group, and of each side of a crutch, that the page shows
-
-
 def _shown(audit: Audit, most: int) -> list[Shown]:
-    found = [finding.picture for finding in (*audit.labels[:most], *audit.outliers[:most])]
+    found = [error.picture for error in audit.labels[:most]]
+    found += [outlier.picture for outlier in audit.outliers[:most]]
     for group in audit.duplicates[:most]:
         found += group.pictures[:FEW]
     for crutch in audit.crutches[:most]:
-        found += [*crutch.having[:FEW], *crutch.lacking[:FEW], *crutch.strangers[:FEW], *crutch.changed[:FEW]]
+        for pictures in (crutch.having, crutch.lacking, crutch.strangers, crutch.changed):
+            found += pictures[:FEW]
     return found

@@ -45,8 +45,8 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Mark:
-    """What a class's pictures share at one place. has (n,): which pictures of all have it; excess: by how much more often
-    the class shows its pixels than others."""
+    """What a class's pictures share at one place. has (n,): which pictures of all have it; excess: by how much more
+    often the class shows its pixels than others."""
 
     box: Box
     has: np.ndarray
@@ -134,7 +134,8 @@ def cover(
         S[np.arange(len(rows)), rows] = -np.inf
         near = np.argpartition(-S, VOTERS, axis=1)[:, :VOTERS] if S.shape[1] > VOTERS else np.argsort(-S, axis=1)
         shares.append(float(of_class[near].mean()))
-    return Covered(*shares, n=len(rows))
+    before, after, elsewhere = shares
+    return Covered(before, after, elsewhere, len(rows))
 
 
 def filled(picture: np.ndarray, box: Box) -> np.ndarray:

@@ -27,9 +27,12 @@ BLOCK = 1 << 14  # rows at a time
 
 @dataclass(frozen=True)
 class Outlier:
-    """A picture that lies far out. rarity: the share of the pictures that lie as far out or further; distance: 1 − its
-    mean cosine with its nearest others; residual: ‖x − w D‖; nearest_concept, cosine: the one that it is least far from;
-    concepts: those of its code; learnt: whether the encoder was trained on it."""
+    """A picture that lies far out.
+
+    rarity: the share of the pictures that lie as far out or further; distance: 1 − its mean cosine with its nearest
+    others; residual: ‖x − w D‖; nearest_concept, cosine: the one that it is least far from; concepts: those of its
+    code; learnt: whether the encoder was trained on it.
+    """
 
     picture: Shown
     rarity: float

@@ -1,4 +1,4 @@
-"""An audit: its parts, each of which either finds something, finds nothing, or says in one line why it cannot be done."""
+"""An audit: its parts, each of which finds something, finds nothing, or says in one line why it cannot be done."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def audit(
 ) -> Audit:
     """Audits an index.
 
-    encode: uint8 pictures → embeddings, to confirm marks; it may raise `SparsightError`, and marks are unconfirmed then.
-    told: is called with the name of each part before it begins. Raises `SparsightError` where no part can be done.
+    encode: uint8 pictures → embeddings, to confirm marks; where it raises `SparsightError` they are unconfirmed. told:
+    is called with the name of each part before it begins. Raises `SparsightError` where no part can be done.
     """
     subject = read_subject(store)
     found: dict[str, Any] = {}

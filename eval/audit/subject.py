@@ -30,8 +30,8 @@ class Shown(NamedTuple):
 class Subject:
     """n pictures of an index.
 
-    ids (n,); X (n, d) embeddings; W (n, m) codes over D (m, d); labels (n,): places in `classes`, −1 for none; T (c, d):
-    the classes' texts; learnt (n,): whether the encoder was trained on a picture's label.
+    ids (n,); X (n, d) embeddings; W (n, m) codes over D (m, d); labels (n,): places in `classes`, −1 for none; T
+    (c, d): the classes' texts; learnt (n,): whether the encoder was trained on a picture's label.
     """
 
     store: Store
