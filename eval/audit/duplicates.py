@@ -18,12 +18,13 @@ from eval.audit.neighbours import nearest
 from eval.audit.pixels import SIDE, grey, smooth, spectra
 from eval.audit.subject import Shown, Subject
 
-ALIKE, SURE = 0.55, 9.0  # correlation of the details from which two pictures are near-duplicates, if it is so sure …
+ALIKE, SURE = 0.62, 10.0  # correlation of the details from which two pictures are near-duplicates, if it is so sure …
 CLEAR, BRIGHT = 0.92, 0.9  # … or the details and the brightness correlate so much
 CLOSE = 5  # candidates of a picture by each measure
 ROUGH = 0.35  # peak of the correlation of the details, at half the size, below which a candidate is dropped
 AREA = 2.2  # by how much an area of one may be larger
 SHARED = 0.5  # of the first picture that both must show
+MIDDLE = np.linspace(0.09 * SIDE, 0.91 * SIDE, SIDE, endpoint=False).astype(int)  # rows and columns of a crop, enlarged
 BATCH = 512  # pairs that are compared at a time
 SAME = 1 - 1e-4  # cosine of embeddings that are one picture's, where there are no thumbnails to tell
 
@@ -71,10 +72,11 @@ def find_duplicates(subject: Subject) -> list[DuplicateGroup]:
 def pixel_pairs(X: np.ndarray, rgb: np.ndarray) -> list[Pair]:
     """The pairs of near-duplicates among n pictures: X (n, d) embeddings, rgb (n, SIDE, SIDE, 3) uint8."""
     own, mirrored = spectra(rgb)
+    details = _details(rgb)
     kept = [
-        _roughly(rgb, candidates(nearest(X, CLOSE)[1])),
-        _roughly(rgb, candidates(nearest(own, CLOSE)[1]), (False,)),
-        _roughly(rgb, candidates(nearest(own, CLOSE, mirrored)[1]), (True,)),
+        _roughly(details, candidates(nearest(X, CLOSE)[1])),
+        _roughly(details, candidates(nearest(own, CLOSE)[1]), (False,)),
+        _roughly(details, candidates(nearest(own, CLOSE, mirrored)[1]), (True,)),
     ]
     best: dict[tuple[int, int], Pair] = {}
     for pair in _compared(rgb, np.unique(np.concatenate(kept), axis=0)):
@@ -118,30 +120,36 @@ def grouped(pairs: list[Pair], n: int) -> list[tuple[list[int], list[Pair]]]:
 
 
 def _details(rgb: np.ndarray) -> np.ndarray:
-    """The details of pictures at half their size, unit (n, h, h)."""
+    """The details of pictures at half their size, of the whole and of the middle, enlarged: unit (2, n, h, h)."""
     parts = []
     for start in range(0, len(rgb), 4096):
         g = grey(rgb[start : start + 4096])
-        fine = (g - smooth(g, 3)).reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean((2, 4))
-        parts.append(fine / np.sqrt(np.square(fine).sum((1, 2), keepdims=True) + 1e-6))
-    return np.concatenate(parts)
+        whole = g - smooth(g, 3)
+        middle = whole[:, MIDDLE[:, None], MIDDLE]
+        fine = np.stack([whole, middle]).reshape(2, len(g), SIDE // 2, 2, SIDE // 2, 2).mean((3, 5))
+        parts.append(fine / np.sqrt(np.square(fine).sum((2, 3), keepdims=True) + 1e-6))
+    return np.concatenate(parts, 1)
 
 
-def _roughly(rgb: np.ndarray, pairs: np.ndarray, ways: tuple[bool, ...] = (False, True)) -> np.ndarray:
-    """Those of some pairs (p, 2) whose details have a peak of ROUGH somewhere near, as rows (a, b, mirrored)."""
+def _roughly(details: np.ndarray, pairs: np.ndarray, ways: tuple[bool, ...] = (False, True)) -> np.ndarray:
+    """Those of some pairs (p, 2) whose details have a peak of ROUGH somewhere near, the one or the other being enlarged
+    or neither, as rows (a, b, mirrored)."""
     import torch
 
-    fine = torch.from_numpy(_details(rgb))
+    fine = torch.from_numpy(details)
     size, moves = (20, 20), torch.arange(-3, 4) % 20
     kept = [np.zeros((0, 3), np.int64)]
-    for start in range(0, len(pairs), 8192):
-        part = pairs[start : start + 8192]
-        A = torch.fft.rfft2(fine[part[:, 0]], s=size)
+    for start in range(0, len(pairs), 4096):
+        part = pairs[start : start + 4096]
+        a, b = fine[:, part[:, 0]], fine[:, part[:, 1]]
+        A = torch.fft.rfft2(a, s=size)
         for mirrored in ways:
-            b = fine[part[:, 1]]
-            B = torch.fft.rfft2(b.flip(2) if mirrored else b, s=size)
-            peak = torch.fft.irfft2(A * B.conj(), s=size)[:, moves[:, None], moves].amax((1, 2)).numpy()
-            rows = part[peak >= ROUGH]
+            B = torch.fft.rfft2(b.flip(3) if mirrored else b, s=size).conj()
+            peak = torch.full((len(part),), -1.0)
+            for spectrum in (A[0] * B[0], A[1] * B[0], A[0] * B[1]):
+                found = torch.fft.irfft2(spectrum, s=size)[:, moves[:, None], moves]
+                peak = torch.maximum(peak, found.amax((1, 2)))
+            rows = part[peak.numpy() >= ROUGH]
             kept.append(np.column_stack([rows, np.full(len(rows), mirrored)]))
     return np.concatenate(kept)
 
