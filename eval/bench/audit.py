@@ -1,8 +1,8 @@
 """How well the audit finds what was put there by code: wrong labels, near-duplicates, a mark.
 
 Over the bundled embeddings of CIFAR-10's test pictures, which the encoder was not trained on; near-duplicates and marks
-need the pictures themselves, from the folder that SPARSIGHT_DATA names. Wrong labels are compared with cleanlab's
-ranking (`pip install cleanlab`; its licence is not ours, so it is no dependency) on the same probabilities.
+need the pictures themselves, from the folder that SPARSIGHT_DATA names. Wrong labels are ranked by cleanlab as well, by
+the same probabilities; its licence is not ours, so it is in the extra `bench` alone.
 """
 
 from __future__ import annotations
