@@ -87,6 +87,7 @@ COMMANDS = {  # name → the module and the attribute that is the command, and w
     "export": ("indexer.exchange.cli", "export", "Writes an index as plain files."),
     "import": ("indexer.exchange.cli", "import_", "Builds an index from files that `export` wrote."),
     "train": ("training.cli", "train", "Trains an encoder on CIFAR-10's captions."),
+    "audit": ("eval.audit.cli", "audit", "Finds label errors, duplicates, outliers and crutches."),
     "eval": ("eval.cli", "evaluate", "Writes the report: dense against sparse."),
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from eval.bench import coder, dense, encoders, familiarity, objective, page, pictures, scale, search
+from eval.bench import audit, coder, dense, encoders, familiarity, objective, page, pictures, scale, search
 from eval.bench.common import Options, Section, hardware, table, versions
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "pictures": pictures.run,
     "encoders": encoders.run,
     "familiarity": familiarity.run,
+    "audit": audit.run,
 }
 LONG = ("objective",)  # it trains encoders, for an hour: with --full or by its name alone
 
