@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from eval.evaluators.baselines import quantised
 from scipy import sparse
 
 import eval.evaluators
@@ -29,7 +30,6 @@ from eval.evaluators import (
     reconstruct,
     sweep_penalties,
 )
-from eval.evaluators.baselines import quantised
 from eval.evaluators.corruptions import NOISE, corrupt
 from eval.evaluators.memory import compact_bytes, csr_bytes
 from eval.evaluators.open_words import words_found

@@ -20,7 +20,7 @@ import click
 import numpy as np
 from scipy import sparse
 
-from eval.bench.common import Options, Row, Section, hardware, table
+from eval.bench.common import Options, Row, Section, table
 from eval.bench.search_baselines import Faiss, duckdb_ways, milvus_ways, scipy_ways
 from eval.bench.search_data import (
     RECALL,
@@ -35,7 +35,8 @@ from eval.bench.search_data import (
     synthetic_codes,
     timed,
 )  # fmt: skip
-from eval.evaluators import recall
+from eval.evaluators import shared
+from eval.machine import hardware
 from indexer.coding import Dictionary
 from indexer.config import CoderConfig
 from indexer.store import Classes, Contents, Described, IndexMeta, Pictures, Store, write_store
@@ -102,7 +103,7 @@ def _ours(problem: Problem, postings: Postings, build_s: float) -> list[Row]:
         ids, _ = engine.search_many(S, K)
         each = (time.perf_counter() - start) / len(S) * 1e3
         row: Row = {"name": "sparsight batch, a query", "queries": kind, "n": problem.n, "median_ms": each}
-        rows.append(row | {RECALL: recall(ids, problem.exact[kind])})
+        rows.append(row | {RECALL: float(shared(ids, problem.exact[kind]).mean())})
     return rows
 
 

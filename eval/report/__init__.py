@@ -1,6 +1,6 @@
 """The report as people read it: files, one page, and a summary in the terminal."""
 
-from eval.report.files import write_report
+from eval.report.files import Thumbnails, to_dict, write_report
 from eval.report.terminal import summary
 
-__all__ = ["summary", "write_report"]
+__all__ = ["Thumbnails", "summary", "to_dict", "write_report"]
