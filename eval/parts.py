@@ -16,7 +16,7 @@ import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -147,7 +147,10 @@ def read_part(path: Path, kind: type[Found], print_of_it: str) -> Found | None:
 
 
 def restored(kind: Any, tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """A value of a type, dataclasses, lists, tuples and dictionaries among them, from what JSON gave."""
+    """A value of a type, dataclasses, lists, tuples and dictionaries among them, from what JSON gave.
+
+    What a dataclass has no value for is None: JSON leaves out what was not measured.
+    """
     origin, of = get_origin(kind), get_args(kind)
     if tree is None:
         return None
@@ -158,7 +161,8 @@ def restored(kind: Any, tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         assert isinstance(kind, type)
-        return kind(**{name: restored(hints[name], each, arrays) for name, each in tree.items()})
+        absent = {f.name: None for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+        return kind(**absent | {name: restored(hints[name], each, arrays) for name, each in tree.items()})
     if origin is list:
         return [restored(of[0], each, arrays) for each in tree]
     if origin is tuple:

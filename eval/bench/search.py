@@ -35,7 +35,7 @@ from eval.bench.search_data import (
     synthetic_codes,
     timed,
 )  # fmt: skip
-from eval.evaluators import shared
+from eval.evaluators import recall
 from eval.machine import hardware
 from indexer.coding import Dictionary
 from indexer.config import CoderConfig
@@ -103,7 +103,7 @@ def _ours(problem: Problem, postings: Postings, build_s: float) -> list[Row]:
         ids, _ = engine.search_many(S, K)
         each = (time.perf_counter() - start) / len(S) * 1e3
         row: Row = {"name": "sparsight batch, a query", "queries": kind, "n": problem.n, "median_ms": each}
-        rows.append(row | {RECALL: float(shared(ids, problem.exact[kind]).mean())})
+        rows.append(row | {RECALL: recall(ids, problem.exact[kind])})
     return rows
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import sparse
 
 from eval.bench.common import Row
-from eval.evaluators import shared
+from eval.evaluators import recall
 from search.ranking import top_k
 
 M, CONCEPTS, DIM, TERMS, K = 10_000, 8, 256, 5, 10
@@ -118,7 +118,7 @@ def timed(search: Search, S: np.ndarray, exact: np.ndarray | None) -> Row:
         read.append(postings)
     low, median, high = np.percentile(times, (10, 50, 90))
     row: Row = {"median_ms": median, "p10_ms": low, "p90_ms": high, "read": float(np.median(read))}
-    return row if exact is None else row | {RECALL: float(shared(np.array(found), exact).mean())}
+    return row if exact is None else row | {RECALL: recall(np.array(found), exact)}
 
 
 def by_concept(W: sparse.csr_matrix) -> sparse.csc_matrix:

@@ -12,7 +12,7 @@ from eval.evaluators.judge import METRICS, Hits, Judge, Texts, Worth, reconstruc
 from eval.evaluators.memory import Memory, Share, compact_bytes, compacted, memory_of
 from eval.evaluators.open_words import OpenWords, judge_open_words
 from eval.evaluators.outside import Outside, left_out
-from eval.evaluators.retrieval import agreeing, neighbours, shared
+from eval.evaluators.retrieval import agreeing, neighbours, recall, shared
 from eval.evaluators.stability import CHANGES, STABLE_ON, Stability, judge_stability
 from eval.evaluators.sweep import SWEEP, Point, Points, match_sizes, sweep_penalties
 from eval.evaluators.truth import Rate, Truth, concept_truth
@@ -77,6 +77,7 @@ __all__ = [
     "most_used",
     "neighbours",
     "predicted",
+    "recall",
     "reconstruct",
     "row_cosines",
     "shared",

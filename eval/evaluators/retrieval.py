@@ -45,6 +45,11 @@ def largest(scores: np.ndarray, k: int) -> np.ndarray:
     return places[order[starts[:, None] + np.arange(k)]]
 
 
+def recall(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The mean of `shared`."""
+    return float(shared(found, wanted).mean(dtype=np.float64))
+
+
 def agreeing(found: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """P@k (n,) float32: the share of each row's found pictures (n, k) that are of its own group (n,), a class or a
     term.

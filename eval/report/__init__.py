@@ -2,5 +2,6 @@
 
 from eval.report.files import Thumbnails, to_dict, write_report
 from eval.report.terminal import summary
+from eval.report.words import sentences
 
-__all__ = ["Thumbnails", "summary", "to_dict", "write_report"]
+__all__ = ["Thumbnails", "sentences", "summary", "to_dict", "write_report"]

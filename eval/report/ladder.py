@@ -55,27 +55,30 @@ def costs(report: Report) -> list[list[str]]:
     ]
 
 
-def differences(report: Report) -> list[list[tuple[str, int]]]:
-    """Our code of the same size less each baseline: a text, and 1 or −1 where it is more than chance."""
+def differences(report: Report) -> list[tuple[str, str, list[tuple[str, str, int]]]]:
+    """Our code of the same size less each baseline: its name and bytes, and of each figure a text, its interval, and 1
+    or −1 where it is more than chance."""
     rows = []
     for each in report.comparisons:
         of = {d.metric: d for d in each.differences}
         metrics = ("accuracy", "class_precision", "term_precision", "recall_of_dense", "text_precision")
-        cells = [(NONE, 0) if m not in of else (signed(of[m]), of[m].better) for m in metrics]
-        rows.append([(each.baseline, 0), (f"{each.bytes_per_image:.1f}", 0), *cells])
+        cells = [(NONE, "", 0) if m not in of else (*signed(of[m]), of[m].better) for m in metrics]
+        rows.append((each.baseline, f"{each.bytes_per_image:.1f}", cells))
     return rows
 
 
-def signed(difference: Difference) -> str:
-    low, high = difference.ci95
-    return f"{difference.value:+.3f} ({low:+.3f} – {high:+.3f})"
+def signed(difference: Difference) -> tuple[str, str]:
+    """A difference and its interval."""
+    value, low, high = (f"{x:+.3f}".replace("-", "−") for x in (difference.value, *difference.ci95))
+    return value, f"{low} to {high}"
 
 
 def figure(value: float | None, ci95: Interval | None = None, digits: int = 3) -> str:
     """A figure, with its interval where there is one; a dash where it was not measured."""
     if value is None:
         return NONE
-    return f"{value:.{digits}f}" + ("" if ci95 is None else f" ({ci95[0]:.{digits}f} – {ci95[1]:.{digits}f})")
+    text = f"{value:.{digits}f}" + ("" if ci95 is None else f" ({ci95[0]:.{digits}f} – {ci95[1]:.{digits}f})")
+    return text.replace("-", "−")
 
 
 def confused(counts: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:

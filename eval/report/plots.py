@@ -46,6 +46,15 @@ FRONTIERS = {
 }
 
 
+AXES = {
+    "accuracy": "accuracy",
+    "class_precision": "P@10, class",
+    "term_precision": "P@10, term",
+    "recall_of_dense": "recall@10",
+    "text_precision": "P@10, text",
+}
+
+
 def frontiers(report: Report) -> list[Plot]:
     """Each figure against bytes a picture: our codes a curve, every baseline a point, all with 95 % intervals."""
     known = [name for name in FRONTIERS if getattr(report.dense.worth, name) is not None]
@@ -98,7 +107,9 @@ def frontier(report: Report, metric: str) -> Callable[[Axes], None]:
         axes.set_xticks(ticks := [2, 4, 8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
         axes.set_xlim(2, 420)
         axes.set_xlabel("bytes a picture")
-        axes.set_ylabel(FRONTIERS[metric] + begins_at(axes))
+        if metric == "recall_of_dense":
+            axes.set_ylim(0, 1.05)
+        axes.set_ylabel(AXES[metric] + begins_at(axes))
         axes.legend(loc="lower right", fontsize=7.5, frameon=False)
 
     return draw

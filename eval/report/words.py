@@ -48,7 +48,7 @@ def closeness(report: Report) -> str:
     searched, most = report.sparse.searched, max(report.sweep, key=lambda p: p.recall_of_dense)
     recall = share(searched.recall_of_dense, searched.ci95["recall_of_dense"])
     return (
-        f"Of the ten nearest pictures by the embeddings the codes find {recall}"
+        f"Of the ten nearest pictures by the embeddings the codes find a share of {recall}"
         f"{as_right(report)}; with more concepts they come closer, up to {most.recall_of_dense:.2f} at "
         f"{most.bytes_per_image:.1f} bytes."
     )
