@@ -13,7 +13,7 @@ export SPARSIGHT_DATA
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=500000000
 
 .DEFAULT_GOAL := help
-.PHONY: help install index serve test test-page soak train eval bench lint fix clean
+.PHONY: help install index serve test test-page soak train eval bench results lint fix clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -23,7 +23,10 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-$(VENV)/.train $(VENV)/.bench: $(VENV)/.%: $(INSTALLED)
+$(VENV)/.train $(VENV)/.results: $(INSTALLED) ## write the figures of README and docs from report/ and bench/
+	$(BIN)/python -m eval.results
+
+bench: $(VENV)/.%: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
@@ -56,6 +59,9 @@ train: $(VENV)/.train ## train the encoder anew into runs/encoder, in three stag
 
 eval: $(INSTALLED) ## write report/: dense against sparse, from index/
 	$(SPARSIGHT) eval
+
+results: $(INSTALLED) ## write the figures of README and docs from report/ and bench/
+	$(BIN)/python -m eval.results
 
 bench: $(VENV)/.bench ## time the coder and the searches; writes bench/results.json
 	$(BIN)/python -m eval.bench

@@ -16,6 +16,7 @@ import numpy as np
 from eval.baselines import QUICK, WAYS, Baseline, Judged, LeftOut, Material, judge_baseline
 from eval.described import Concepts, described
 from eval.evaluators import (
+    MATCHED,
     SWEEP,
     CodeFigures,
     Comparison,
@@ -257,7 +258,7 @@ def frontier(s: Subject, judge: Judge, settings: Settings, parts: Parts, known: 
         for name in settings.baselines
     ]
     found = [(each.baseline, each.hits) for each in judged if each.baseline is not None and each.hits is not None]
-    sizes = sorted({round(baseline.bytes_per_image, 1) for baseline, _ in found})
+    sizes = sorted({round(baseline.bytes_per_image) for baseline, _ in found})
     matched = parts.get(
         "codes of equal size",
         Points,
@@ -274,12 +275,12 @@ def frontier(s: Subject, judge: Judge, settings: Settings, parts: Parts, known: 
 
 
 def comparisons(matched: Points, baselines: Sequence[tuple[Baseline, Hits]], seed: int) -> list[Comparison]:
-    """Each baseline of at most as many bytes as the largest of our codes, beside the largest that it has room for."""
+    """Each baseline of at most MATCHED bytes beside the largest of our codes that keeps within its size, to the
+    byte."""
     ours, found = [point.bytes_per_image for point in matched.found], []
-    most = max((float(point.name.split()[2]) for point in matched.found), default=0.0)
     for baseline, hits in baselines:
-        place = fitting(ours, baseline.bytes_per_image + 0.05)
-        if place is not None and baseline.bytes_per_image <= most:
+        place = fitting(ours, round(baseline.bytes_per_image))
+        if place is not None and baseline.bytes_per_image <= MATCHED:
             differences = compare(matched.hits[place], hits, seed)
             found.append(Comparison(baseline.name, matched.found[place].name, baseline.bytes_per_image, differences))
     return found

@@ -14,12 +14,13 @@ from eval.evaluators.open_words import OpenWords, judge_open_words
 from eval.evaluators.outside import Outside, left_out
 from eval.evaluators.retrieval import agreeing, neighbours, recall, shared
 from eval.evaluators.stability import CHANGES, STABLE_ON, Stability, judge_stability
-from eval.evaluators.sweep import SWEEP, Point, Points, match_sizes, sweep_penalties
+from eval.evaluators.sweep import MATCHED, SWEEP, Point, Points, match_sizes, sweep_penalties
 from eval.evaluators.truth import Rate, Truth, concept_truth
 
 __all__ = [
     "CASES",
     "CHANGES",
+    "MATCHED",
     "METRICS",
     "STABLE_ON",
     "SWEEP",

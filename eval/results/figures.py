@@ -34,6 +34,11 @@ def taken(report: Path, bench: Path, before: Figures | None) -> Figures:
         raise SparsightError(f"no report in {report}: write one with `sparsight eval`")
     whole = restored(Report, _read(found), {}) if found.is_file() else before.report if before else None
     assert whole is not None
+    if whole.made.get("quick") or None in (whole.open_words, whole.corruptions, whole.stability, whole.texts):
+        raise SparsightError(
+            f"the report in {report} is not whole: write it with `sparsight eval`, without --quick, and with CIFAR-10's "
+            "pictures at hand"
+        )
     truth = whole.concepts.truth and replace(whole.concepts.truth, by_concept=[])
     concepts = replace(whole.concepts, examples=Examples([], [], []), truth=truth)
     return Figures(
