@@ -14,6 +14,7 @@ from importlib.metadata import version
 import numpy as np
 
 from eval.baselines import QUICK, WAYS, Baseline, Judged, LeftOut, Material, judge_baseline
+from eval.believed import Believed, believed
 from eval.described import Concepts, described
 from eval.evaluators import (
     MATCHED,
@@ -21,12 +22,10 @@ from eval.evaluators import (
     CodeFigures,
     Comparison,
     Confusion,
-    Faithfulness,
     Hits,
     Judge,
     Memory,
     OpenWords,
-    Outside,
     Point,
     Points,
     Texts,
@@ -35,9 +34,7 @@ from eval.evaluators import (
     code_figures,
     compare,
     confusion,
-    faithfulness,
     fitting,
-    left_out,
     match_sizes,
     mcnemar,
     memory_of,
@@ -46,20 +43,15 @@ from eval.evaluators import (
     sweep_penalties,
 )
 from eval.machine import hardware
-from eval.parts import Parts, fingerprint
+from eval.parts import Parts, code_version, fingerprint, module_of
 from eval.pictured import OnPictures, judge_pictures, judge_words
 from eval.subject import MOST_JUDGED, Subject, read_subject
-from indexer.coding import choose_l1, encode_sparse
-from indexer.config import CoderConfig
 from indexer.store import Store
 from training.data.cifar10 import Pictures
 from training.encoders import Encoder
-from training.errors import DataError
 
 LEAST_OF_A_TEXT = 10  # pictures of a term or class from which it is asked for
 QUICK_JUDGED = 2000
-CONE = 0.01  # of λ_max: next to no penalty
-FAITHFUL = 5  # concepts a picture where deletion and insertion are tried
 
 
 @dataclass(frozen=True)
@@ -126,14 +118,6 @@ class Frontier:
     baselines: list[Baseline]
     baselines_left_out: list[LeftOut]
     comparisons: list[Comparison]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Believed:
-    """Whether the concepts carry the decision, and what they leave out; None where there are no classes."""
-
-    faithfulness: Faithfulness | None = None
-    outside: Outside | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +205,7 @@ def evaluate(
         **vars(front),
         baselines_trained_on="the judged pictures themselves" if s.train is s.X else "pictures outside the split",
         concepts=described(s, settings.examples, settings.seed),
-        **vars(believed(s, settings, parts, known)),
+        **vars(believed(s, settings.device, settings.seed, parts, known)),
         open_words=judge_words(s, encoder, parts),
         **vars(of_pictures),
         made={"command": settings.command, "seed": settings.seed, "quick": settings.quick},
@@ -254,7 +238,12 @@ def frontier(s: Subject, judge: Judge, settings: Settings, parts: Parts, known: 
     )
     material = Material(s.X, s.train, s.D, seed)
     judged = [
-        parts.get(f"baseline {name}", Judged, partial(judge_baseline, WAYS[name], material, judge), known, seed, name)
+        parts.get(
+            f"baseline {name}",
+            Judged,
+            partial(judge_baseline, WAYS[name], material, judge),
+            *(known, seed, name, code_version(module_of(WAYS[name].make))),
+        )
         for name in settings.baselines
     ]
     found = [(each.baseline, each.hits) for each in judged if each.baseline is not None and each.hits is not None]
@@ -280,36 +269,10 @@ def comparisons(matched: Points, baselines: Sequence[tuple[Baseline, Hits]], see
     ours, found = [point.bytes_per_image for point in matched.found], []
     for baseline, hits in baselines:
         place = fitting(ours, round(baseline.bytes_per_image))
-        if place is not None and baseline.bytes_per_image <= MATCHED:
+        if place is not None and baseline.bytes_per_image <= MATCHED and baseline.family != "residual":
             differences = compare(matched.hits[place], hits, seed)
             found.append(Comparison(baseline.name, matched.found[place].name, baseline.bytes_per_image, differences))
     return found
-
-
-def believed(s: Subject, settings: Settings, parts: Parts, known: str) -> Believed:
-    """Whether the concepts carry the decision, and what they leave out; None where there are no classes."""
-    if s.labels is None or not len(s.T):
-        return Believed()
-    coder, device, seed = s.meta.coder, settings.device, settings.seed
-    relative = CoderConfig(relative=True, refit=coder.refit, memory=coder.memory)
-
-    def faithful() -> Faithfulness:
-        try:
-            l1 = choose_l1(s.X, s.D, FAITHFUL, relative, device=device)
-            W = encode_sparse(s.X, s.D, CoderConfig(l1, refit=True), device=device).W
-        except DataError:  # a dictionary of few concepts
-            W = s.W
-        return faithfulness(s.X, W, s.D, s.T, seed)
-
-    def outside() -> Outside:
-        cone = encode_sparse(s.X, s.D, CoderConfig(CONE, refit=True), device=device).W
-        assert s.labels is not None
-        return left_out(s.X, s.W, cone, s.D, s.T, s.labels, s.classes, seed)
-
-    return Believed(
-        faithfulness=parts.get("deletion and insertion", Faithfulness, faithful, known, seed, FAITHFUL),
-        outside=parts.get("outside the cone", Outside, outside, known, seed, CONE),
-    )
 
 
 def text_queries(s: Subject, encoder: Encoder | None) -> Texts | None:

@@ -3,17 +3,16 @@ atoms."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
+from eval.baselines.judging import Baseline, Judged, LeftOut, judge_baseline
 from eval.baselines.kept import Kept, Material, Way
 from eval.baselines.learned import autoencoder
 from eval.baselines.learned import unfit as unfit_for_learning
 from eval.baselines.pursuit import matching_pursuit, nearest_concept, splice, thresholding
 from eval.baselines.quantisers import one_bit, quantised
 from eval.baselines.quantisers import unfit as unfit_for_factory
-from eval.evaluators import Hits, Judge, Worth
-from training.errors import SparsightError
+from eval.baselines.residual import with_residual
 
 __all__ = ["QUICK", "WAYS", "Baseline", "Judged", "Kept", "LeftOut", "Material", "Way", "judge_baseline", "quantised"]
 
@@ -32,6 +31,7 @@ FACTORIES = {
     "RaBitQ": "RR,RaBitQ",
 }
 CONCEPTS = (2, 5, 10)  # a picture
+RESIDUALS = ("OPQ8", "OPQ16", "PCA16, 8 bits each")
 
 
 def _quantiser(name: str, factory: str) -> Way:
@@ -39,6 +39,13 @@ def _quantiser(name: str, factory: str) -> Way:
         return unfit_for_factory(factory, material.X.shape[1], len(material.train))
 
     return Way(name, "quantiser", partial(quantised, factory=factory), unfit)
+
+
+def _residual(name: str, factory: str) -> Way:
+    def unfit(material: Material) -> str | None:
+        return unfit_for_factory(factory, material.X.shape[1], len(material.train))
+
+    return Way(f"concepts and a residual of {name}", "residual", partial(with_residual, factory=factory), unfit)
 
 
 def _few_concepts(k: int) -> list[Way]:
@@ -66,63 +73,7 @@ WAYS: dict[str, Way] = {
         Way("nearest concept alone", "concepts", nearest_concept),
         Way("SpLiCE, λ 0.25", "concepts", splice),
         *(way for k in CONCEPTS for way in _few_concepts(k)),
+        *(_residual(name, FACTORIES[name]) for name in RESIDUALS),
     )
 }
 QUICK = ("PQ8", "OPQ16", "PCA16, 8 bits each", "nearest concept alone", "matching pursuit, 5 concepts")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline(Worth):
-    """What one baseline is worth. family: quantiser, concepts (of the same dictionary) or learned (atoms without
-    names).
-
-    bytes_per_image: of its codes; table_bytes: of what all pictures share. concepts: how many a picture has, None
-    where it is not kept as such. train_seconds, code_seconds: to learn, and to code all pictures.
-    """
-
-    name: str
-    family: str
-    bytes_per_image: float
-    table_bytes: int
-    concepts: float | None = None
-    train_seconds: float
-    code_seconds: float
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A baseline that could not be measured, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One baseline: what it is worth and how right it is query by query, or why it was left out."""
-
-    baseline: Baseline | None = None
-    hits: Hits | None = None
-    left_out: LeftOut | None = None
-
-
-def judge_baseline(way: Way, material: Material, judge: Judge) -> Judged:
-    """Judges X as one baseline gives it back, or says why that cannot be."""
-    if reason := way.unfit(material):
-        return Judged(left_out=LeftOut(way.name, reason))
-    try:
-        kept = way.make(material)
-    except SparsightError as e:
-        return Judged(left_out=LeftOut(way.name, str(e)))
-    hits = judge.hits(kept.A, kept.latent)
-    baseline = Baseline(
-        name=way.name,
-        family=way.family,
-        bytes_per_image=kept.bytes_per_image,
-        table_bytes=kept.table_bytes,
-        concepts=kept.concepts,
-        train_seconds=kept.train_seconds,
-        code_seconds=kept.code_seconds,
-        **vars(judge.worth(hits)),
-    )
-    return Judged(baseline, hits)

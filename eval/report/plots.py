@@ -24,8 +24,13 @@ SETTINGS: dict[Any, Any] = {
     "font.size": 10,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
-MARKERS = {"quantiser": ("o", INK), "concepts": ("^", ACCENT), "learned": ("s", THIRD)}
-FAMILIES = {"quantiser": "quantisers", "concepts": "other choices of concepts", "learned": "learned atoms, no names"}
+MARKERS = {"residual": ("D", ACCENT), "quantiser": ("o", INK), "concepts": ("^", ACCENT), "learned": ("s", THIRD)}
+FAMILIES = {
+    "residual": "sparsight's codes and a residual",
+    "quantiser": "quantisers",
+    "concepts": "other choices of concepts",
+    "learned": "learned atoms, no names",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def frontier(report: Report, metric: str) -> Callable[[Axes], None]:
                     yerr=spread(mine, metric),
                     fmt=marker,
                     markersize=5,
-                    markerfacecolor="none",
+                    markerfacecolor=colour if family == "residual" else "none",
                     color=colour,
                     elinewidth=0.8,
                     label=FAMILIES[family],
@@ -100,7 +105,7 @@ def frontier(report: Report, metric: str) -> Callable[[Axes], None]:
             linewidth=1.8,
             label="sparsight's codes, along λ",
         )
-        for best in leading(report.baselines, metric):
+        for best in leading([b for b in report.baselines if b.family != "residual"], metric):
             place = (best.bytes_per_image, getattr(best, metric))
             axes.annotate(best.name, place, xytext=(4, 5), textcoords="offset points", fontsize=7.5)
         axes.set_xscale("log", base=2)

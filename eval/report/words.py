@@ -50,8 +50,26 @@ def closeness(report: Report) -> str:
     return (
         f"Of the ten nearest pictures by the embeddings the codes find a share of {recall}"
         f"{as_right(report)}; with more concepts they come closer, up to {most.recall_of_dense:.2f} at "
-        f"{most.bytes_per_image:.1f} bytes."
+        f"{most.bytes_per_image:.1f} bytes{by_residual(report)}."
     )
+
+
+def by_residual(report: Report) -> str:
+    """What a quantised residual beside the concepts adds, and whether a baseline of its size is as close."""
+    ours = [b for b in report.baselines if b.family == "residual"]
+    if not ours:
+        return ""
+    best = max(ours, key=lambda b: b.recall_of_dense)
+    others = [b for b in report.baselines if b.family != "residual" and b.bytes_per_image <= best.bytes_per_image]
+    closest = max(others, key=lambda b: b.recall_of_dense, default=None)
+    said = (
+        f", and with {best.name.partition(' and ')[2]} up to {best.recall_of_dense:.2f} at {best.bytes_per_image:.1f}"
+    )
+    if closest is None:
+        return said
+    here, there = best.ci95["recall_of_dense"], closest.ci95["recall_of_dense"]
+    word = "more than" if here[0] > there[1] else "less than" if here[1] < there[0] else "as much as"
+    return f"{said}, {word} {closest.name} ({closest.recall_of_dense:.2f} at {closest.bytes_per_image:.1f})"
 
 
 def as_right(report: Report) -> str:

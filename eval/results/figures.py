@@ -36,8 +36,8 @@ def taken(report: Path, bench: Path, before: Figures | None) -> Figures:
     assert whole is not None
     if whole.made.get("quick") or None in (whole.open_words, whole.corruptions, whole.stability, whole.texts):
         raise SparsightError(
-            f"the report in {report} is not whole: write it with `sparsight eval`, without --quick, and with CIFAR-10's "
-            "pictures at hand"
+            f"the report in {report} is not whole: write it with `sparsight eval`, without --quick, and with the "
+            "pictures of CIFAR-10 at hand"
         )
     truth = whole.concepts.truth and replace(whole.concepts.truth, by_concept=[])
     concepts = replace(whole.concepts, examples=Examples([], [], []), truth=truth)
