@@ -23,10 +23,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-$(VENV)/.train $(VENV)/.results: $(INSTALLED) ## write the figures of README and docs from report/ and bench/
-	$(BIN)/python -m eval.results
-
-bench: $(VENV)/.%: $(INSTALLED)
+$(VENV)/.train $(VENV)/.bench: $(VENV)/.%: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
@@ -57,7 +54,7 @@ train: $(VENV)/.train ## train the encoder anew into runs/encoder, in three stag
 		--cutout 10 --degrade 0.3 --seed 2 --teacher $(TEACHER)
 	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/third --sizes 32x0 --seed 3 --teacher $(TEACHER) --teacher-epochs 2
 
-eval: $(INSTALLED) ## write report/: dense against sparse, from index/
+eval: $(INSTALLED) ## write report/: what the codes cost and give, from index/
 	$(SPARSIGHT) eval
 
 results: $(INSTALLED) ## write the figures of README and docs from report/ and bench/

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from eval.baselines import Baseline
+from eval.evaluators import Point
 from eval.report import ladder, sentences
 from eval.results import benchmarks
 from eval.results.figures import Figures
@@ -27,7 +29,8 @@ def filled(text: str, figures: Figures, templates: Path) -> str:
         if not (templates / template).is_file():
             raise SparsightError(f"no template {templates / template} for the block {found[2]!r}")
         report = figures.report
-        ways = {way.name: way for way in (*report.sweep, *report.matched, *report.baselines)}
+        each: list[Point | Baseline] = [*report.sweep, *report.matched, *report.baselines]
+        ways = {way.name: way for way in each}
         body = environment.get_template(template).render(
             r=report, ways=ways, ladder=ladder, bench=figures.bench, benchmarks=benchmarks, sentences=sentences(report)
         )
