@@ -144,8 +144,9 @@ class Report(Frontier, Believed, OnPictures):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a report is to hold. split: see `read_subject`. examples: right and wrong ones, each. ways: the names of the
-    baselines, all of them where None. quick: fewer pictures, penalties and baselines."""
+    """What a report is to hold. split: see `read_subject`. examples: right and wrong ones, each. quick: fewer pictures,
+    penalties and baselines. ways, penalties: the names of the baselines and the penalties of the sweep, largest first;
+    None: all of them. command: what the page says that it was made by."""
 
     split: str | None = None
     device: str = "cpu"
@@ -153,6 +154,7 @@ class Settings:
     examples: int = 8
     quick: bool = False
     ways: Sequence[str] | None = None
+    penalties: Sequence[float] | None = None
     command: str = ""
 
     @property
@@ -160,8 +162,8 @@ class Settings:
         return self.ways if self.ways is not None else QUICK if self.quick else tuple(WAYS)
 
     @property
-    def penalties(self) -> tuple[float, ...]:
-        return SWEEP[::3] if self.quick else SWEEP
+    def path(self) -> Sequence[float]:
+        return self.penalties if self.penalties is not None else SWEEP[::3] if self.quick else SWEEP
 
 
 def evaluate(
@@ -233,8 +235,8 @@ def frontier(s: Subject, judge: Judge, settings: Settings, parts: Parts, known: 
     sweep = parts.get(
         "sweep",
         Points,
-        partial(sweep_penalties, s.X, s.D, judge, coder, device, settings.penalties),
-        *(*key, settings.penalties),
+        partial(sweep_penalties, s.X, s.D, judge, coder, device, settings.path),
+        *(*key, settings.path),
     )
     material = Material(s.X, s.train, s.D, seed)
     judged = [

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eval.evaluate import Report
-from eval.evaluators import Estimate
+from eval.evaluators import SWEEP, Estimate
 from eval.parts import Parts, code_version, fingerprint, packed, read_part, restored
 from eval.report import sentences, to_dict
 from eval.report.page import page
@@ -113,7 +113,8 @@ def test_the_report_has_the_agreed_keys(bundled_report):
     assert set(r) >= {*agreed, "mcnemar_p", "sweep", "matched", "baselines", "baselines_left_out", "open_words"}
     for part, keys in agreed.items():
         assert set(r[part]) >= keys, part
-    assert len(r["sweep"]) >= 8
+    assert [point["l1"] for point in r["sweep"]] == [0.9, 0.5, 0.2]
+    assert len(SWEEP) >= 8
     wanted = {"l1", "nnz_mean", "accuracy", "cosine_mean", "bytes_per_image", "csr_bytes_per_image"}
     assert all(set(p) >= wanted for p in (*r["sweep"], *r["matched"]))
     assert all(set(b) >= {"name", "bytes_per_image", "accuracy", "recall_of_dense"} for b in r["baselines"])

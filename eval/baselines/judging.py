@@ -11,8 +11,8 @@ from training.errors import SparsightError
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Worth):
-    """What one baseline is worth. family: quantiser, concepts (of the same dictionary), learned (atoms without names), or
-    residual (our codes and a quantised rest).
+    """What one baseline is worth. family: quantiser, concepts (of the same dictionary), learned (atoms without names),
+    or residual (our codes and a quantised rest).
 
     bytes_per_image: of its codes; table_bytes: of what all pictures share. concepts: how many a picture has, None
     where it is not kept as such. train_seconds, code_seconds: to learn, and to code all pictures.

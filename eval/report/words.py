@@ -69,7 +69,8 @@ def by_residual(report: Report) -> str:
         return said
     here, there = best.ci95["recall_of_dense"], closest.ci95["recall_of_dense"]
     word = "more than" if here[0] > there[1] else "less than" if here[1] < there[0] else "as much as"
-    return f"{said}, {word} {closest.name} ({closest.recall_of_dense:.2f} at {closest.bytes_per_image:.1f})"
+    other = f"{closest.name} ({closest.recall_of_dense:.2f} at {closest.bytes_per_image:.1f})"
+    return f"{said}, {word} the closest baseline of no more bytes, {other}"
 
 
 def as_right(report: Report) -> str:
