@@ -81,15 +81,15 @@ def evaluate(
             pictures = _test_pictures(data_dir) if store.meta.dataset == "CIFAR-10" else None
         except SparsightError as e:
             click.echo(f"left out, for want of the pictures: {e}", err=True)
-        if not len(store.classes().names):
-            click.echo(
-                "note: no picture is labelled, so that the report tells memory, closeness and concepts alone; class "
-                "folders give labels: `sparsight index PATH --labels folders`",
-                err=True,
-            )
         chosen = None if pictures is None or quick else _some(pictures, corrupted, seed)
         parts = Parts(out / PARTS, _tell, again=again)
         report = measure(store, settings, encoder=encoder, pictures=chosen, parts=parts)
+        if not report.dataset.labelled:
+            click.echo(
+                "note: fewer than two pictures are labelled, so that the report tells memory, closeness and concepts "
+                "alone; class folders give labels: `sparsight index PATH --labels folders`",
+                err=True,
+            )
         write_report(out, report, Thumbnails(store, pictures))
     click.echo(json.dumps(to_dict(report)) if as_json else summary(report))
     click.echo(f"wrote {shown_path(out / 'report.json')} and {shown_path(out / 'index.html')}", err=True)

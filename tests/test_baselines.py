@@ -71,7 +71,7 @@ def test_matching_pursuit_is_scikit_learns_where_no_weight_is_negative(material)
     W = orthogonal_mp(material.D.T.astype(np.float64), few.X.T.astype(np.float64), n_nonzero_coefs=3).T
     A = W @ material.D
     same = (W >= 0).all(1)
-    assert same.sum() > 40
+    assert same.sum() > 15
     cosines = (unit(A) * unit(kept.A)).sum(1)[same]
     assert (cosines > 0.999).mean() > 0.9  # theirs chooses by absolute value
     assert kept.bytes_per_image == pytest.approx(10, abs=0.2)

@@ -290,8 +290,8 @@ def test_a_report_shows_its_pictures(run, small_index, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["dataset"]["n"] == 50
 
 
-def test_a_quick_report_is_a_smaller_one_and_a_second_one_measures_nothing_anew(run, light_index, tmp_path):
-    at = ("eval", "--index", light_index, "--out", tmp_path, "--quick")
+def test_a_quick_report_is_a_smaller_one_and_a_second_one_measures_nothing_anew(run, small_index, tmp_path):
+    at = ("eval", "--index", small_index, "--out", tmp_path, "--quick")
     first = run(*at)
     again = run(*at)
     told = [line for line in again.stderr.splitlines() if line.endswith("as measured before")]

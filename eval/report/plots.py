@@ -33,6 +33,10 @@ FAMILIES = {
 }
 
 
+LEAST, MOST = 2, 420  # bytes a picture that are shown
+WIDTH, LINE = 0.36, 0.05  # of a name, as shares of the axes
+
+
 @dataclass(frozen=True)
 class Plot:
     """file: its name in the report's folder; title: what it shows; svg: one element."""
@@ -105,19 +109,30 @@ def frontier(report: Report, metric: str) -> Callable[[Axes], None]:
             linewidth=1.8,
             label="sparsight's codes, along λ",
         )
-        for best in leading([b for b in report.baselines if b.family != "residual"], metric):
-            place = (best.bytes_per_image, getattr(best, metric))
-            axes.annotate(best.name, place, xytext=(4, 5), textcoords="offset points", fontsize=7.5)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks := [2, 4, 8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
-        axes.set_xlim(2, 420)
+        axes.set_xlim(LEAST, MOST)
         axes.set_xlabel("bytes a picture")
         if metric == "recall_of_dense":
             axes.set_ylim(0, 1.05)
         axes.set_ylabel(AXES[metric] + begins_at(axes))
-        axes.legend(loc="lower right", fontsize=7.5, frameon=False)
+        axes.legend(loc="best", fontsize=7.5, frameon=False)
+        name_leading(axes, [b for b in report.baselines if b.family != "residual"], metric)
 
     return draw
+
+
+def name_leading(axes: Axes, baselines: Sequence[Baseline], metric: str) -> None:
+    """Names those that no other beats, the largest first, where there is room for a name."""
+    low, high = axes.get_ylim()
+    placed: list[tuple[float, float]] = []
+    for best in reversed(leading(baselines, metric)):
+        value = getattr(best, metric)
+        x = np.log(best.bytes_per_image / LEAST) / np.log(MOST / LEAST)
+        y = (value - low) / (high - low)
+        if all(abs(x - other) > WIDTH or abs(y - above) > LINE for other, above in placed):
+            axes.annotate(best.name, (best.bytes_per_image, value), (4, 5), textcoords="offset points", fontsize=7.5)
+            placed.append((x, y))
 
 
 def leading(baselines: Sequence[Baseline], metric: str) -> list[Baseline]:
