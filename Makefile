@@ -13,7 +13,7 @@ export SPARSIGHT_DATA
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=500000000
 
 .DEFAULT_GOAL := help
-.PHONY: help install index serve test test-page soak train eval bench lint fix clean
+.PHONY: help install index serve test test-page soak train eval bench results lint fix clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -54,8 +54,11 @@ train: $(VENV)/.train ## train the encoder anew into runs/encoder, in three stag
 		--cutout 10 --degrade 0.3 --seed 2 --teacher $(TEACHER)
 	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/third --sizes 32x0 --seed 3 --teacher $(TEACHER) --teacher-epochs 2
 
-eval: $(INSTALLED) ## write report/: dense against sparse, from index/
+eval: $(INSTALLED) ## write report/: what the codes cost and give, from index/
 	$(SPARSIGHT) eval
+
+results: $(INSTALLED) ## write the figures of README and docs from report/ and bench/
+	$(BIN)/python -m eval.results
 
 bench: $(VENV)/.bench ## time the coder and the searches; writes bench/results.json
 	$(BIN)/python -m eval.bench

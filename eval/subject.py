@@ -1,4 +1,5 @@
-"""What a report is about: the labelled pictures of one split, read from the store once, as arrays."""
+"""What a report is about: the pictures of one split, the labelled ones where there are any, read from the store
+once."""
 
 from __future__ import annotations
 
@@ -13,19 +14,19 @@ from eval.evaluators import Picture
 from indexer.store import Concept, IndexMeta, Store
 from training.errors import SparsightError
 
-ALL = "all labelled"  # in place of a split's name
+ALL, UNLABELLED = "all labelled", "all"  # in place of a split's name
 MOST_JUDGED = 20_000  # pictures: to compare each with all others costs their square
-MOST_OUTSIDE = 50_000  # pictures that quantisers learn from
-ENOUGH = 10_000  # pictures outside the split from which the quantisers are trained on those
+MOST_OUTSIDE = 20_000  # pictures that baselines learn from
+ENOUGH = 10_000  # pictures outside the split from which the baselines are trained on those
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """n labelled pictures of one split, and the index that they stand in.
+    """n pictures of one split, and the index that they stand in.
 
-    X (n, d) embeddings; W (n, m) codes over D (m, d); T (c, d) the classes; labels (n,) class ids; gap (n,) of each
-    code. outside (k, d): the embeddings of the index's other pictures. W_all: the codes of all of its pictures. disk:
-    bytes by file and table.
+    X (n, d) embeddings; W (n, m) codes over D (m, d); T (c, d) the classes; labels (n,) class ids, None where fewer
+    than two are known; gap (n,) of each code. outside (k, d): the embeddings of the index's other pictures. W_all: the
+    codes of all of its pictures. disk: bytes by file and table.
     """
 
     meta: IndexMeta
@@ -34,7 +35,7 @@ class Subject:
     W: sparse.csr_matrix
     D: np.ndarray
     T: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     gap: np.ndarray
     classes: list[str]
     concepts: list[Concept]
@@ -70,27 +71,28 @@ class Subject:
 
     @property
     def train(self) -> np.ndarray:
-        """What quantisers learn from (k, d): the pictures outside the split where they are enough."""
+        """What baselines learn from (k, d): the pictures outside the split where they are enough."""
         return self.outside if len(self.outside) >= ENOUGH else self.X
 
 
-def read_subject(store: Store, split: str | None = None, seed: int = 0) -> Subject:
+def read_subject(store: Store, split: str | None = None, seed: int = 0, most: int = MOST_JUDGED) -> Subject:
     """Reads the labelled pictures of a split: without one, of the split "test", or all where it holds none.
 
-    Of more than MOST_JUDGED pictures so many are drawn at random, and of the others at most MOST_OUTSIDE, so that a
-    report takes no more memory over a larger index. Raises `SparsightError` where there are fewer than two.
+    Where fewer than two are labelled it reads them all, without labels. Of more than `most` pictures so many are drawn
+    at random, and of the others at most MOST_OUTSIDE, so that a report takes no more memory over a larger index. Raises
+    `SparsightError` where there are fewer than two pictures.
     """
     known = store.classes()
     classes = list(known.names)
-    split, chosen = judged(store, classes, split)
+    split, chosen, labelled = judged(store, classes, split)
     if len(chosen) < 2:
-        of_split = "" if split == ALL else f" of the split {split!r}"
+        of_split = "" if split == UNLABELLED else f" of the split {split!r}"
         raise SparsightError(
-            f"{store.folder} holds {len(chosen)} labelled picture(s){of_split}, too few for a report; class folders "
-            "give labels: `sparsight index PATH --labels folders`"
+            f"{store.folder} holds {len(chosen)} picture(s){of_split}, too few for a report; name another with "
+            "--split, or `sparsight add` pictures"
         )
     others = np.setdiff1d(np.arange(len(store)), chosen)
-    chosen, others = drawn(chosen, MOST_JUDGED, seed), drawn(others, MOST_OUTSIDE, seed)
+    chosen, others = drawn(chosen, most, seed), drawn(others, MOST_OUTSIDE, seed)
     W_all = store.codes()
     mine = store.images(store.image_ids[chosen].tolist())
     return Subject(
@@ -100,7 +102,7 @@ def read_subject(store: Store, split: str | None = None, seed: int = 0) -> Subje
         W=W_all[chosen],
         D=store.dictionary(),
         T=known.T,
-        labels=np.array([classes.index(str(row.label)) for row in mine]),
+        labels=np.array([classes.index(str(row.label)) for row in mine]) if labelled else None,
         gap=np.array([row.gap or 0.0 for row in mine]),
         classes=classes,
         concepts=store.concepts(),
@@ -111,15 +113,21 @@ def read_subject(store: Store, split: str | None = None, seed: int = 0) -> Subje
     )
 
 
-def judged(store: Store, classes: Sequence[str], split: str | None) -> tuple[str, np.ndarray]:
-    """The split to judge by, and the places (k,) of its pictures whose label is one of the classes."""
+def judged(store: Store, classes: Sequence[str], split: str | None) -> tuple[str, np.ndarray, bool]:
+    """The split to judge by, the places (k,) of its pictures whose label is one of the classes, and True; where these
+    are fewer than two, the places of all of its pictures, and False."""
     places = "SELECT row_number() OVER (ORDER BY image_id) - 1 AS place, split, label FROM images"
-    sql = (
-        f"SELECT place, coalesce(split = ?, false) AS mine FROM ({places}) WHERE label IN (SELECT unnest(?::VARCHAR[]))"
+    found = store.columns(
+        "SELECT place, coalesce(split = ?, false) AS mine, "
+        f"coalesce(label IN (SELECT unnest(?::VARCHAR[])), false) AS known FROM ({places}) ORDER BY place",
+        [split or "test", list(classes)],
     )
-    found = store.columns(f"{sql} ORDER BY place", [split or "test", list(classes)])
-    labelled, of_split = found["place"].astype(np.int64), found["place"][found["mine"]].astype(np.int64)
-    return (split or "test", of_split) if split or len(of_split) else (ALL, labelled)
+    place, mine, known = found["place"].astype(np.int64), found["mine"].astype(bool), found["known"].astype(bool)
+    choices = [(split or "test", mine & known, True), (split or "test", mine, False)]
+    if split is None:
+        choices = [choices[0], (ALL, known, True), (UNLABELLED, np.ones(len(place), bool), False)]
+    name, chosen, labelled = next((choice for choice in choices if choice[1].sum() >= 2), choices[-1])
+    return name, place[chosen], labelled
 
 
 def drawn(places: np.ndarray, most: int, seed: int) -> np.ndarray:

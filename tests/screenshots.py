@@ -1,6 +1,7 @@
-"""Draws docs/images/page-*.webp: each view of the page, light and dark, wide and on a phone.
+"""Draws docs/images/page-*.webp: each view of the page, light and dark, wide and on a phone; and report.webp.
 
-python tests/screenshots.py INDEX     (an index of CIFAR-10's pictures, with thumbnails)
+python tests/screenshots.py INDEX            (an index of CIFAR-10's pictures, with thumbnails)
+python tests/screenshots.py --report REPORT  (the folder of a report: its beginning, and its frontiers)
 """
 
 from __future__ import annotations
@@ -53,15 +54,37 @@ def main(index: str) -> None:
         visit = Visit(driver, address)
         for name, path in VIEWS.items():
             each = [shot(visit, path.format(**places), s, dark=d) for s in (WIDE, PHONE) for d in (False, True)]
-            sheet = Image.new("RGB", (sum(p.width + 8 for p in each) - 8, HEIGHT), (128, 128, 128))
-            x = 0
-            for picture in each:
-                sheet.paste(picture, (x, 0))
-                x += picture.width + 8
-            sheet.save(OUT / f"page-{name}.webp", quality=82, method=6)
-            print(name, sheet.size, (OUT / f"page-{name}.webp").stat().st_size)
+            save(f"page-{name}.webp", each)
         driver.quit()
 
 
+def save(name: str, each: list[Image.Image]) -> None:
+    """Writes pictures of one height beside each other."""
+    sheet = Image.new("RGB", (sum(p.width + 8 for p in each) - 8, HEIGHT), (128, 128, 128))
+    x = 0
+    for picture in each:
+        sheet.paste(picture, (x, 0))
+        x += picture.width + 8
+    sheet.save(OUT / name, quality=82, method=6)
+    print(name, sheet.size, (OUT / name).stat().st_size)
+
+
+def report(folder: str) -> None:
+    driver = open_browser()
+    visit = Visit(driver, (Path(folder).absolute() / "index.html").as_uri())
+    save(
+        "report.webp",
+        [
+            shot(visit, "", WIDE, dark=False),
+            shot(visit, "#frontiers", WIDE, dark=True),
+            shot(visit, "", PHONE, dark=False),
+        ],
+    )
+    driver.quit()
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if sys.argv[1] == "--report":
+        report(sys.argv[2])
+    else:
+        main(sys.argv[1])

@@ -1,50 +1,61 @@
-"""The report: each evaluator against hand-made or independent figures, the bundled encoder's results, and the page."""
+"""The evaluators: each against hand-made or independent figures."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
-import json
 import pkgutil
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import sparse
 
+import eval.baselines
 import eval.evaluators
+import eval.report
 from eval.evaluators import (
+    CASES,
+    Hits,
     Judge,
+    Texts,
+    agreeing,
+    compact_bytes,
+    compare,
     concept_accuracy,
-    judge_baselines,
-    judge_compact,
+    concept_truth,
+    confusion,
+    estimate,
+    faithfulness,
     judge_corrupted,
+    judge_stability,
+    left_out,
     match_sizes,
     mcnemar,
+    means_ci95,
     memory_of,
     neighbours,
-    precision,
     recall,
     reconstruct,
+    shared,
     sweep_penalties,
 )
-from eval.evaluators.baselines import quantised
 from eval.evaluators.corruptions import NOISE, corrupt
-from eval.evaluators.memory import compact_bytes, csr_bytes
+from eval.evaluators.memory import csr_bytes
 from eval.evaluators.open_words import words_found
 from eval.evaluators.retrieval import largest
-from eval.report.page import page
-from eval.subject import drawn, read_subject
 from indexer.coding import encode_sparse
 from indexer.config import CoderConfig
 from indexer.store import Store
 from training.encoders import load_test_embeddings, open_encoder
 
+ROOMS = (eval.evaluators, eval.baselines, eval.report)
+MODULES = [f"{room.__name__}.{m.name}" for room in ROOMS for m in pkgutil.iter_modules(room.__path__)]
 
-@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(eval.evaluators.__path__)])
+
+@pytest.mark.parametrize("name", [*MODULES, "eval.parts"])
 def test_examples_in_docstrings_hold(name):
-    failed, _ = doctest.testmod(importlib.import_module(f"eval.evaluators.{name}"))
+    failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0
 
 
@@ -99,7 +110,52 @@ def test_precision_and_recall_by_sets():
     common = [len({*a} & {*b}) / 10 for a, b in zip(found, wanted, strict=True)]
     assert recall(found, wanted) == pytest.approx(np.mean(common))
     shares = [sum(groups[j] == groups[i] for j in found[i]) / 10 for i in range(30)]
-    assert precision(found, groups) == pytest.approx(np.mean(shares))
+    assert agreeing(found, groups).tolist() == pytest.approx(shares)
+    assert shared(found, wanted).tolist() == pytest.approx(common)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Of means of draws from a known distribution, about 95 % of the intervals hold its mean; by no formula of ours."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for i in range(300):
+        values = rng.exponential(size=(200, 1))
+        ((low, high),) = means_ci95(values, seed=i % 3)
+        held += low < 1 < high
+    assert 0.91 <= held / 300 <= 0.98
+
+
+def test_the_bootstrap_is_as_wide_as_the_normal_interval_of_many_values():
+    values = np.random.default_rng(1).normal(size=5000)
+    found = estimate(values)
+    assert found.value == pytest.approx(values.mean())
+    assert np.diff(found.ci95)[0] == pytest.approx(2 * 1.96 * values.std() / np.sqrt(5000), rel=0.08)
+
+
+def test_a_difference_counts_only_outside_its_interval():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=2000).astype(np.float32)
+    base = {"recall_of_dense": noise, "class_precision": noise, "term_precision": noise}
+    other = {
+        "recall_of_dense": noise + 0.1 + 0.01 * rng.normal(size=2000),  # small, but paired: certain
+        "class_precision": noise - 0.1,
+        "term_precision": noise + 0.02 * rng.normal(size=2000),
+    }
+    found = {d.metric: d for d in compare(Hits(noise, other), Hits(noise, base))}
+    assert {metric: d.better for metric, d in found.items()} == {
+        "recall_of_dense": 1,
+        "class_precision": -1,
+        "term_precision": 0,
+    }
+    assert found["recall_of_dense"].value == pytest.approx(0.1, abs=0.001)
+
+
+def test_a_confusion_matrix_counts_every_picture_once():
+    rng = np.random.default_rng(0)
+    labels, dense, codes = rng.integers(0, 3, (3, 100))
+    found = confusion(labels, dense, codes, ["a", "b", "c"])
+    assert found.dense[2][0] == sum(1 for y, p in zip(labels, dense, strict=True) if (y, p) == (2, 0))
+    assert np.sum(found.sparse) == np.sum(found.dense) == 100
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +166,6 @@ def bundled():
 @pytest.fixture(scope="module")
 def part(bundled_index, bundled):
     """Every tenth bundled embedding, the concepts, and a judge of the first."""
-    from indexer.store import Store
-
     with Store(bundled_index) as store:
         X, D, T = store.embeddings()[::10], store.dictionary(), store.classes().T
     return X, D, Judge(X, T, bundled.labels[::10])
@@ -119,16 +173,35 @@ def part(bundled_index, bundled):
 
 def test_a_judge_finds_the_embeddings_themselves_perfect(part):
     X, _, judge = part
-    worth = judge(2 * X)  # the length of a row decides nothing here but who is found
+    worth = judge(np.linspace(1, 9, len(X), dtype=np.float32)[:, None] * X)  # the length of a row decides nothing
     assert worth.recall_of_dense == 1
     assert worth.cosine_mean == pytest.approx(1)
     assert worth.term_precision is None
+    assert worth.text_precision is None
     assert judge(X[::-1]).accuracy < 0.5
+    low, high = worth.ci95["class_precision"]
+    assert low < worth.class_precision < high
+
+
+def test_a_judge_takes_lengths_and_codes_of_their_own_where_it_is_told_to(part):
+    X, _, judge = part
+    long = X * np.linspace(1, 9, len(X), dtype=np.float32)[:, None]
+    wanted = neighbours(long)
+    assert judge.hits(long, lengths=True).of["recall_of_dense"] == pytest.approx(shared(wanted, neighbours(X)))
+    assert judge.hits(X[::-1], latent=X).of["recall_of_dense"].mean() == 1
+
+
+def test_a_judge_asks_texts():
+    X = np.eye(4, dtype=np.float32).repeat(12, axis=0)
+    groups = np.arange(4).repeat(12)
+    texts = Texts("classes", np.eye(4, dtype=np.float32)[[0, 1]], np.array([0, 2]), groups)
+    assert Judge(X, texts=texts).hits(X).of["text_precision"].tolist() == [1, 0]
+    assert Judge(X)(X).accuracy is None
 
 
 def test_a_sweep_codes_as_the_coder_does_alone(part):
     X, D, judge = part
-    points = sweep_penalties(X, D, judge, CoderConfig(refit=True))
+    points = sweep_penalties(X, D, judge, CoderConfig(refit=True)).found
     assert [p.l1 for p in points] == sorted((p.l1 for p in points), reverse=True)
     assert [p.nnz_mean for p in points] == sorted(p.nnz_mean for p in points)
     for p in (points[0], points[-1]):
@@ -143,7 +216,7 @@ def test_a_sweep_codes_as_the_coder_does_alone(part):
 def test_codes_made_to_a_size_have_the_smallest_penalty_that_keeps_it(part, refit):
     X, D, judge = part
     coder = CoderConfig(refit=refit)
-    points = match_sizes(X, D, judge, coder, [8, 16, 8, 3, 256])
+    points = match_sizes(X, D, judge, coder, [8, 16, 8, 3, 256]).found
     assert [p.name for p in points] == ["sparse within 8 bytes", "sparse within 16 bytes"]  # 3: none; 256: too many
 
     def size(l1: float) -> float:
@@ -155,36 +228,6 @@ def test_codes_made_to_a_size_have_the_smallest_penalty_that_keeps_it(part, refi
         assert size(p.l1 - 0.001) > room
 
 
-def test_rounded_weights_cost_next_to_nothing(part):
-    X, D, judge = part
-    W = encode_sparse(X, D, CoderConfig(l1=0.5)).W
-    compact = judge_compact(W, D, judge)
-    assert compact.bytes_per_image == compact_bytes(W) / len(X)
-    assert compact.cosine_mean == pytest.approx(judge(reconstruct(W, D)).cosine_mean, abs=1e-4)
-
-
-def test_baselines_are_named_sized_and_left_out_with_a_reason(part):
-    X, D, judge = part
-    found = judge_baselines(X, X, D, judge, factories=("SQ8", "PQ8", "PQ7"))
-    assert [(b.name, b.bytes_per_image) for b in found.found] == [
-        ("float32", 1024),
-        ("SQ8", 256),
-        ("PQ8", 8),
-        ("nearest concept alone", 3),
-    ]
-    dense, sq8, pq8, nearest = (b.recall_of_dense for b in found.found)
-    assert 1 == dense > sq8 > pq8 > nearest
-    assert [left.name for left in found.left_out] == ["PQ7"]
-    few = judge_baselines(X, X[:100], D, judge, factories=("PQ8",))
-    assert [left.reason for left in few.left_out] == ["100 pictures to train on, 256 are needed"]
-
-
-def test_a_rotation_helps_a_product_quantiser(part):
-    X = part[0][:, :16] @ np.diag(np.linspace(3, 0.1, 16)).astype(np.float32)  # parts of unequal worth
-    errors = {f: ((quantised(X, X, f, 0)[0] - X) ** 2).sum() for f in ("PQ4", "OPQ4,PQ4")}
-    assert errors["OPQ4,PQ4"] < 0.9 * errors["PQ4"]
-
-
 def test_concepts_are_right_by_term_synonym_and_class():
     D = np.array([[1, 0, 0], [0.95, np.sqrt(1 - 0.95**2), 0], [0, 0, 1]])  # 0 and 1 mean nearly the same
     W = sparse.csr_matrix([[0.9, 0, 0], [0, 0.7, 0], [0, 0, 0], [0, 0, 0.2]])
@@ -194,7 +237,76 @@ def test_concepts_are_right_by_term_synonym_and_class():
     assert (found.top_term_accuracy_dense_synonyms, found.top_term_accuracy_sparse_synonyms) == (0.75, 0.5)
     assert (found.top_concept_class_accuracy_dense, found.top_concept_class_accuracy_sparse) == (0.5, 0.5)
     unknown = concept_accuracy(X, W, D, np.full(4, -1), np.full(3, -1), labels)
-    assert set(vars(unknown).values()) == {None}
+    assert {value for name, value in vars(unknown).items() if name != "ci95"} == {None}
+
+
+def test_concepts_are_true_as_counting_by_hand_says():
+    """Two concepts that mean the same, one other; twelve pictures of each, of which some have the wrong code."""
+    D = np.array([[1, 0, 0], [0.95, np.sqrt(1 - 0.95**2), 0], [0, 0, 1]])
+    wanted = np.arange(3).repeat(12)
+    W = np.zeros((37, 3))
+    W[:12, 0] = 0.5  # all right
+    W[12:24, 0] = 0.5  # a synonym in place of the term
+    W[24:36, 2] = np.where(np.arange(12) < 6, 0.5, 0)  # half of them, the others empty
+    W[24:27, 1] = 0.1
+    W[36, 2] = 0.9  # of a term that no concept names
+    found = concept_truth(sparse.csr_matrix(W), D, np.append(wanted, -1), ["a", "b", "c"])
+    assert found.precision.value == pytest.approx((12 + 6) / (24 + 6 + 3))
+    assert found.recall.value == pytest.approx((12 + 6) / 36)
+    assert found.precision_synonyms.value == pytest.approx((24 + 6) / 33)
+    assert found.recall_synonyms.value == pytest.approx((24 + 6) / 36)
+    by_name = {c.name: c for c in found.by_concept}
+    assert (by_name["a"].precision, by_name["a"].recall, by_name["a"].precision_synonyms) == (0.5, 1, 1)
+    assert (by_name["b"].precision, by_name["b"].recall, by_name["b"].recall_synonyms) == (0, 0, 1)
+    assert (by_name["c"].active, by_name["c"].pictures, by_name["c"].precision) == (6, 12, 1)
+    assert found.mean_recall.value == pytest.approx((1 + 0 + 0.5) / 3)
+    assert concept_truth(sparse.csr_matrix(W), D, np.full(37, -1), ["a", "b", "c"]) is None
+
+
+def test_deletion_finds_what_carries_the_class_before_chance_does():
+    """Each embedding is three concepts, of which one alone carries its class."""
+    rng = np.random.default_rng(0)
+    D = np.eye(12, dtype=np.float32)
+    labels = rng.integers(0, 3, 200)
+    W = np.zeros((200, 12), np.float32)
+    W[np.arange(200), labels] = 0.5
+    for row in W:
+        row[rng.choice(np.arange(3, 12), 4, replace=False)] = 0.4
+    found = faithfulness(W @ D, sparse.csr_matrix(W), D, D[:3])
+    assert found.steps == list(range(6))
+    assert found.deletion.ordered[0].value == 1
+    assert found.deletion.ordered[1].value < 0.5 < found.deletion.random[1].value
+    assert found.insertion.ordered[1].value == 1
+    assert found.insertion.ordered[0].value == 0
+    assert found.insertion.random[1].value == pytest.approx(0.2, abs=0.06)
+    assert found.deletion.random[5].value == pytest.approx(found.deletion.ordered[5].value)
+
+
+def test_what_the_concepts_leave_out_of_a_class_is_the_rest_of_its_score():
+    X, T, D = np.array([[0.6, 0.8], [1.0, 0.0]]), np.eye(2), np.array([[1.0, 0.0]])
+    W = sparse.csr_matrix([[0.6], [0.5]])
+    found = left_out(X, W, sparse.csr_matrix([[0.6], [1.0]]), D, T, np.array([1, 0]), ["a", "b"])
+    assert [(c.name, c.codes.value, c.cone.value) for c in found.classes] == [("a", 0.5, 0), ("b", 1, 1)]
+    assert found.codes.value == pytest.approx((0.8 + 0.5) / 1.8)
+
+
+def test_a_code_that_a_change_does_not_touch_is_stable():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 200, (12, 16, 16, 3)).astype(np.uint8)
+    D = np.eye(2, dtype=np.float32)
+
+    def encode(p: np.ndarray) -> np.ndarray:
+        """By halves, left and right: a mirror image exchanges them."""
+        halves = np.stack([p[:, :, :8].mean((1, 2, 3)), p[:, :, 8:].mean((1, 2, 3))], axis=1)
+        return halves / np.linalg.norm(halves, axis=1, keepdims=True)
+
+    def code(X: np.ndarray) -> sparse.csr_matrix:
+        return sparse.csr_matrix(np.where(X.max(1, keepdims=True) <= X, X, 0))
+
+    found = {c.change: c for c in judge_stability(pixels, encode, code, D).changes}
+    assert found["5 % lighter"].common.value == found["5 % lighter"].same_top.value == 1
+    assert found["mirrored"].same_top.value == found["mirrored"].common.value == 0
+    assert found["mirrored"].cosine_dense.value > 0.99
 
 
 def test_open_words_count_hits_and_tell_nonsense():
@@ -220,139 +332,19 @@ def test_corruption_is_as_strong_as_it_says_and_seeds_repeat_it():
     assert np.abs(np.diff(corrupt(half, "blur", 4).astype(int), axis=1)).max() < 128
 
 
-def test_accuracy_under_corruption_is_that_of_both_sides():
-    pixels = np.stack([np.full((8, 8, 3), v, np.uint8) for v in (20, 235)])
-    encode = lambda p: np.stack([255 - p.mean((1, 2, 3)), p.mean((1, 2, 3))], axis=1)  # noqa: E731
-    found = judge_corrupted(pixels, np.array([0, 1]), encode, lambda X: X[:, ::-1], np.eye(2))
-    assert [(c.kind, c.severity) for c in found.rows[:3]] == [("none", 0), ("noise", 1), ("noise", 2)]
-    assert len(found.rows) == 21
+def test_accuracy_under_corruption_is_that_of_both_sides_and_each_picture_is_encoded_once():
+    pixels = np.stack([np.full((8, 8, 3), v, np.uint8) for v in (20, 235)] * 20)
+    encoded = []
+
+    def encode(p: np.ndarray) -> np.ndarray:
+        encoded.append(len(p))
+        return np.stack([255 - p.mean((1, 2, 3)), p.mean((1, 2, 3))], axis=1)
+
+    found = judge_corrupted(pixels, np.array([0, 1] * 20), encode, lambda X: X[:, ::-1], np.eye(2))
+    assert [(c.kind, c.severity, c.n) for c in found.rows[:2]] == [("noise", 1, 2), ("noise", 2, 2)]
+    assert len(found.rows) == len(CASES) == 20
+    assert sum(encoded) == found.n == 40
     assert all((c.dense, c.sparse) == (1, 0) for c in found.rows)
-    assert found.means() == [(kind, 1, 0) for kind in ("none", "noise", "blur", "jpeg", "contrast")]
-
-
-def test_the_bundled_encoder_keeps_its_promises(bundled_report):
-    r = bundled_report.json
-    assert r["dataset"]["n"] == 10_000
-    assert r["dense"]["accuracy"] >= 0.93
-    assert r["sparse"]["accuracy"] >= r["dense"]["accuracy"] - 0.005
-    assert r["memory"]["ratio"] <= 0.0387
-    assert r["sparse"]["max_relative_gap"] <= 1e-3
-    assert r["sparse"]["empty"] == 0
-    assert r["concepts"]["top_term_accuracy_sparse"] >= 0.20
-    assert r["concepts"]["top_concept_class_accuracy_sparse"] >= 0.90
-
-
-def test_the_reports_figures_agree_with_plain_numpy(bundled_report, bundled_index):
-    from indexer.store import Store
-
-    r = bundled_report.json
-    with Store(bundled_index) as store:
-        X, W, D, T = store.embeddings(), store.codes(), store.dictionary(), store.classes().T
-        names = list(store.classes().names)
-        labels = np.array([names.index(str(row.label)) for row in store.images()])
-    assert r["dense"]["accuracy"] == pytest.approx(((X @ T.T).argmax(1) == labels).mean())
-    assert r["sparse"]["accuracy"] == pytest.approx((((W @ D) @ T.T).argmax(1) == labels).mean(), abs=2e-4)
-    assert r["memory"]["sparse_csr_bytes"] == 8 * W.nnz + 4 * (len(X) + 1)
-    assert r["memory"]["dense_bytes"] == X.nbytes
-    assert r["sparse"]["compact"]["bytes_per_image"] == 1 + 3 * W.nnz / len(X)
-    low, high = r["dense"]["ci95"]
-    assert low < r["dense"]["accuracy"] < high
-
-
-def test_the_report_has_the_agreed_keys(bundled_report):
-    r = bundled_report.json
-    agreed = {
-        "dataset": {"name", "split", "n"},
-        "encoder": {"name", "fingerprint", "trained_on"},
-        "dictionary": {"source", "m", "fingerprint"},
-        "dense": {"accuracy", "ci95"},
-        "sparse": {"accuracy", "ci95", "l1", "nnz_mean", "cosine_mean", "max_relative_gap"},
-        "memory": {"dense_bytes", "sparse_csr_bytes", "ratio", "sparse_compact_bytes", "dictionary_bytes", "disk"},
-        "concepts": {"top_term_accuracy_dense", "top_term_accuracy_sparse", "examples"},
-    }
-    assert set(r) >= {*agreed, "mcnemar_p", "sweep", "matched", "baselines", "baselines_left_out", "open_words"}
-    for part, keys in agreed.items():
-        assert set(r[part]) >= keys, part
-    assert len(r["sweep"]) >= 8
-    wanted = {"l1", "nnz_mean", "accuracy", "cosine_mean", "bytes_per_image", "csr_bytes_per_image"}
-    assert all(set(p) >= wanted for p in (*r["sweep"], *r["matched"]))
-    assert all(set(b) >= {"name", "bytes_per_image", "accuracy", "recall_of_dense"} for b in r["baselines"])
-    json.dumps(r, allow_nan=False)
-
-
-def test_examples_are_of_the_kind_that_they_say(bundled_report):
-    examples = bundled_report.json["concepts"]["examples"]
-    assert len(examples["correct"]) == len(examples["wrong"]) == 8
-    assert all(e["predicted"] == e["label"] for e in examples["correct"])
-    assert all(e["predicted"] != e["label"] for e in examples["wrong"])
-    for e in examples["correct"]:
-        parts = [c["contribution"] for c in e["concepts"]]
-        assert parts == sorted(parts, reverse=True)
-
-
-def test_the_page_and_the_summary_hold_the_figures(bundled_report):
-    html = (bundled_report.folder / "index.html").read_text()
-    assert (bundled_report.folder / "accuracy.svg").read_text().startswith("<svg")
-    r = bundled_report.json
-    for text in (html, bundled_report.summary):
-        assert "CIFAR-10 train split, captions" in text
-        assert "McNemar" in text
-        assert "recall@10 of dense" in text
-        assert f"{r['sparse']['accuracy']:.4f}" in text
-        assert f"{r['baselines'][-1]['recall_of_dense']:.3f}" in text
-        assert "sparse within 8 bytes" in text
-
-
-def test_the_page_loads_nothing_from_outside(bundled_report):
-    html = (bundled_report.folder / "index.html").read_text()
-    loaded = re.findall(r"""(?:\b(?:src|href)\s*=|\burl\()\s*["']?([^"'\s)>]*)""", html)
-    assert "#" in {address[:1] for address in loaded}  # the plot's own parts
-    assert all(address.startswith(("data:", "#")) for address in loaded), loaded
-    assert not re.search("<script|<link|<iframe|@import", html)
-
-
-def test_the_page_escapes_what_it_is_told(bundled_report):
-    report = bundled_report.report
-    hostile = replace(report, dataset=replace(report.dataset, name="<script>alert('x')</script>"))
-    html = page(hostile, ["<svg></svg>"], {})
-    assert "<script" not in html
-    assert "&lt;script&gt;" in html
-
-
-def test_a_report_shows_its_pictures(run, small_index, tmp_path):
-    stdout = run("eval", "--index", small_index, "--out", tmp_path, "--corrupted", 50).stdout
-    assert "dense   accuracy" in stdout
-    assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
-    assert "data:image/jpeg;base64" in (tmp_path / "index.html").read_text()
-    assert json.loads((tmp_path / "report.json").read_text())["dataset"]["n"] == 50
-
-
-def test_of_many_pictures_so_many_are_drawn_in_their_order():
-    places = np.arange(100) * 3
-    some = drawn(places, 10, seed=0)
-    assert len(set(some.tolist())) == 10
-    assert (np.diff(some) > 0).all()
-    assert np.isin(some, places).all()
-    assert drawn(places, 10, seed=0).tolist() == some.tolist() != drawn(places, 10, seed=1).tolist()
-    assert drawn(places, 100, seed=0) is places
-
-
-def test_a_report_on_a_large_index_reads_a_sample(bundled_index, monkeypatch):
-    monkeypatch.setattr("eval.subject.MOST_JUDGED", 500)
-    with Store(bundled_index) as store:
-        subject = read_subject(store)
-        rows = {row.image_id: row for row in store.images()}
-    assert len(subject.X) == subject.W.shape[0] == len(subject.labels) == 500
-    for picture, label in zip(subject.pictures, subject.labels, strict=True):
-        assert rows[picture.id].label == picture.label == subject.classes[label]
-        assert rows[picture.id].split == "test"
-
-
-def test_a_report_takes_the_encoder_that_it_is_given_and_refuses_a_folder_first(run, small_index, tmp_path):
-    """As the doctor tells people to: the encoder may lie elsewhere now."""
-    result = run("eval", "--index", small_index, "--out", tmp_path / "report", "--encoder", tmp_path / "none")
-    assert "left out, for want of the encoder" in result.stderr
-    assert "none" in result.stderr
-    (tmp_path / "file").write_text("no folder")
-    refused = run("eval", "--index", small_index, "--out", tmp_path / "file" / "report", code=1)
-    assert refused.stderr.startswith("Error: cannot write the report")
+    assert [(k.kind, k.n, k.dense.accuracy, k.sparse.accuracy) for k in found.kinds] == [
+        (kind, 10, 1, 0) for kind in ("noise", "blur", "jpeg", "contrast")
+    ]

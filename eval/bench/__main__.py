@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 
 from eval.bench import audit, coder, dense, encoders, familiarity, objective, page, pictures, scale, search
-from eval.bench.common import Options, Section, hardware, table, versions
+from eval.bench.common import Options, Section, table, versions
+from eval.machine import hardware
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
     "coder": coder.run,

@@ -20,7 +20,7 @@ import click
 import numpy as np
 from scipy import sparse
 
-from eval.bench.common import Options, Row, Section, hardware, table
+from eval.bench.common import Options, Row, Section, table
 from eval.bench.search_baselines import Faiss, duckdb_ways, milvus_ways, scipy_ways
 from eval.bench.search_data import (
     RECALL,
@@ -36,6 +36,7 @@ from eval.bench.search_data import (
     timed,
 )  # fmt: skip
 from eval.evaluators import recall
+from eval.machine import hardware
 from indexer.coding import Dictionary
 from indexer.config import CoderConfig
 from indexer.store import Classes, Contents, Described, IndexMeta, Pictures, Store, write_store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,29 @@ def accuracy_of(right: np.ndarray) -> Accuracy:
     0.75
     """
     return Accuracy(float(right.mean()), wilson(int(right.sum()), len(right)))
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often pictures of each class (a row) are given each class (a column): counts, in the order of `classes`."""
+
+    classes: list[str]
+    dense: list[list[int]]
+    sparse: list[list[int]]
+
+
+def confusion(labels: np.ndarray, dense: np.ndarray, by_codes: np.ndarray, classes: Sequence[str]) -> Confusion:
+    """labels (n,): the true classes, by number; dense, by_codes (n,): those that each side gives.
+
+    >>> confusion(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array([0, 1, 1]), ["cat", "dog"]).dense
+    [[1, 0], [1, 1]]
+    """
+
+    def counted(given: np.ndarray) -> list[list[int]]:
+        c = len(classes)
+        return np.bincount(labels * c + given, minlength=c * c).reshape(c, c).tolist()
+
+    return Confusion(list(classes), counted(dense), counted(by_codes))
 
 
 def predicted(A: np.ndarray, T: np.ndarray) -> np.ndarray:

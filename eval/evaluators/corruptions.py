@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from eval.evaluators.accuracy import predicted
+from eval.evaluators.accuracy import Accuracy, accuracy_of, predicted
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation, of the range 0 … 1
 BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)  # standard deviation of the Gaussian, pixels
@@ -32,10 +32,15 @@ def blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
 
 
 def jpeg(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    return compressed(pixels, JPEG[severity])
+
+
+def compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """uint8 pictures (n, h, w, 3) as JPEG of a quality gives them back."""
     out = np.empty_like(pixels)
     for i, picture in enumerate(pixels):
         data = io.BytesIO()
-        Image.fromarray(picture).save(data, "JPEG", quality=JPEG[severity])
+        Image.fromarray(picture).save(data, "JPEG", quality=quality)
         out[i] = np.asarray(Image.open(data))
     return out
 
@@ -52,7 +57,7 @@ KINDS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] =
     "jpeg": jpeg,
     "contrast": contrast,
 }
-CASES = (("none", 0), *((kind, severity) for kind in KINDS for severity in range(1, SEVERITIES + 1)))
+CASES = tuple((kind, severity) for kind in KINDS for severity in range(1, SEVERITIES + 1))
 
 
 def corrupt(pixels: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.ndarray:
@@ -62,29 +67,32 @@ def corrupt(pixels: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.n
 
 @dataclass(frozen=True)
 class Case:
-    """Accuracy by the embeddings and by their codes under one corruption; severity 1 … 5, or 0 for untouched."""
+    """Accuracy by the embeddings and by their codes of n pictures under one corruption, at severity 1 … 5."""
 
     kind: str
     severity: int
+    n: int
     dense: float
     sparse: float
 
 
 @dataclass(frozen=True)
+class Kind:
+    """The same over all severities of one kind, with Wilson's 95 % intervals."""
+
+    kind: str
+    n: int
+    dense: Accuracy
+    sparse: Accuracy
+
+
+@dataclass(frozen=True)
 class Corruptions:
-    """n: pictures; rows: the untouched ones first, then each kind at each severity."""
+    """n: pictures, each corrupted once."""
 
     n: int
+    kinds: list[Kind]
     rows: list[Case]
-
-    def means(self) -> list[tuple[str, float, float]]:
-        """(kind, dense, sparse) accuracy, each kind's mean over its severities."""
-        kinds = dict.fromkeys(case.kind for case in self.rows)
-        of_kind = {kind: [case for case in self.rows if case.kind == kind] for kind in kinds}
-        return [
-            (kind, sum(c.dense for c in cases) / len(cases), sum(c.sparse for c in cases) / len(cases))
-            for kind, cases in of_kind.items()
-        ]
 
 
 def judge_corrupted(
@@ -95,16 +103,23 @@ def judge_corrupted(
     T: np.ndarray,
     seed: int = 0,
 ) -> Corruptions:
-    """Dense and sparse accuracy for each of CASES.
+    """Dense and sparse accuracy for each of CASES, among which the pictures are shared out.
 
-    pixels (n, h, w, 3) uint8, labels (n,). encode: pictures → X. recode: X → what its codes give back. T (c, d).
+    pixels (n, h, w, 3) uint8, at least one for each case, labels (n,). encode: pictures → X. recode: X → what its codes
+    give back. T (c, d). Each picture is encoded once: different pictures tell more than the same ones again.
     """
-    rows = []
-    for kind, severity in CASES:
-        X = encode(corrupt(pixels, kind, severity - 1, seed) if severity else pixels)
-        dense, sparse = (float((predicted(A, T) == labels).mean()) for A in (X, recode(X)))
-        rows.append(Case(kind, severity, dense, sparse))
-    return Corruptions(len(pixels), rows)
+    cases, rows = np.arange(len(pixels)) % len(CASES), []
+    right = np.empty((2, len(pixels)), bool)
+    for i, (kind, severity) in enumerate(CASES):
+        mine = np.flatnonzero(cases == i)
+        X = encode(corrupt(pixels[mine], kind, severity - 1, seed))
+        right[:, mine] = [predicted(A, T) == labels[mine] for A in (X, recode(X))]
+        rows.append(Case(kind, severity, len(mine), *(float(share) for share in right[:, mine].mean(1))))
+    kinds = []
+    for kind in KINDS:
+        of_kind = np.isin(cases, [i for i, case in enumerate(CASES) if case[0] == kind])
+        kinds.append(Kind(kind, int(of_kind.sum()), *(accuracy_of(side[of_kind]) for side in right)))
+    return Corruptions(len(pixels), kinds, rows)
 
 
 def _to_uint8(x: np.ndarray) -> np.ndarray:

@@ -32,38 +32,52 @@ class Part:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, the class that its code gives it, and the concepts that contribute most to this."""
+    """A picture, the class that its code gives it, and the concepts that contribute most to this.
+
+    predicted is None where there are no labels; the contributions are then to the picture itself, x·(w_j d_j).
+    """
 
     id: int
     path: str
     label: str | None
     term: str | None
-    predicted: str
+    predicted: str | None
     concepts: list[Part]
 
 
 @dataclass(frozen=True)
 class Examples:
+    """correct, wrong: pictures whose class is right and wrong; some: pictures at random, where no label is known."""
+
     correct: list[Example]
     wrong: list[Example]
+    some: list[Example]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the codes say of the classes: T (c, d), their names, and of each picture the class given and the true one
+    (n,)."""
+
+    T: np.ndarray
+    classes: Sequence[str]
+    predicted: np.ndarray
+    labels: np.ndarray
 
 
 def draw_examples(
+    X: np.ndarray,
     W: sparse.csr_matrix,
     D: np.ndarray,
-    T: np.ndarray,
-    predicted: np.ndarray,
-    labels: np.ndarray,
+    given: Given | None,
     pictures: Sequence[Picture],
-    classes: Sequence[str],
     names: Sequence[str],
     count: int,
     seed: int = 0,
 ) -> Examples:
-    """Draws up to `count` right and up to `count` wrong pictures.
+    """Draws up to `count` right and up to `count` wrong pictures; without classes up to `count` of all.
 
-    W (n, m) codes over D (m, d), whose concepts have `names`; T (c, d) the classes; predicted, labels (n,) class ids;
-    pictures: n.
+    X (n, d) embeddings; W (n, m) codes over D (m, d), whose concepts have `names`; pictures: n.
     """
     rng = np.random.default_rng(seed)
 
@@ -72,16 +86,16 @@ def draw_examples(
         return [
             Example(
                 **pictures[i]._asdict(),
-                predicted=classes[predicted[i]],
-                concepts=strongest_parts(W[i], D, T[predicted[i]], names),
+                predicted=None if given is None else given.classes[given.predicted[i]],
+                concepts=strongest_parts(W[i], D, X[i] if given is None else given.T[given.predicted[i]], names),
             )
             for i in rows
         ]
 
-    return Examples(
-        correct=drawn(np.flatnonzero(predicted == labels)),
-        wrong=drawn(np.flatnonzero(predicted != labels)),
-    )
+    if given is None:
+        return Examples([], [], drawn(np.arange(len(pictures))))
+    right = given.predicted == given.labels
+    return Examples(correct=drawn(np.flatnonzero(right)), wrong=drawn(np.flatnonzero(~right)), some=[])
 
 
 def strongest_parts(w: sparse.csr_matrix, D: np.ndarray, t: np.ndarray, names: Sequence[str]) -> list[Part]:

@@ -27,7 +27,7 @@ class Share:
 class Memory:
     """Bytes of the judged pictures in each layout, of the dictionary, and of the whole index; disk: by file and table.
 
-    ratio: sparse_csr_bytes / dense_bytes, as the reference result defines it.
+    ratio: sparse_csr_bytes / dense_bytes, as the reference result defines it. …_per_image: of one judged picture.
     """
 
     dense_bytes: int
@@ -35,6 +35,9 @@ class Memory:
     ratio: float
     sparse_compact_bytes: int
     dictionary_bytes: int
+    dense_bytes_per_image: float
+    sparse_csr_bytes_per_image: float
+    sparse_compact_bytes_per_image: float
     whole_index: Share
     disk: dict[str, int]
 
@@ -48,6 +51,9 @@ def memory_of(W: sparse.csr_matrix, D: np.ndarray, W_all: sparse.csr_matrix, dis
         ratio=judged.ratio,
         sparse_compact_bytes=compact_bytes(W),
         dictionary_bytes=4 * D.size,
+        dense_bytes_per_image=judged.dense_bytes / judged.n,
+        sparse_csr_bytes_per_image=judged.sparse_csr_bytes / judged.n,
+        sparse_compact_bytes_per_image=compact_bytes(W) / judged.n,
         whole_index=whole,
         disk=disk,
     )

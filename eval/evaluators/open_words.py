@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eval.evaluators.intervals import Interval, means_ci95
+from eval.evaluators.judge import query_precision
 from eval.evaluators.queries import DEVELOPMENT, NOTHING_DEVELOPMENT, NOTHING_UNSEEN, UNSEEN
 
 
@@ -17,12 +19,14 @@ class WordsFound:
     queries, nothing: how many queries, and how many meaningless words. precision_dense, precision_sparse: mean P@10.
     known_queries_median, known_nothing_median: a text's *known* score is its cosine with the nearest concept.
     separation: the probability that a query's known score is above a meaningless word's (the area under the ROC curve).
-    missed: the queries of which more than half of the ten dense hits are wrong.
+    missed: the queries of which more than half of the ten dense hits are wrong. ci95: bootstrap intervals over queries,
+    of the sparse precision less the dense one in `difference`.
     """
 
     queries: int
     precision_dense: float
     precision_sparse: float
+    ci95: dict[str, Interval]
     nothing: int
     known_queries_median: float
     known_nothing_median: float
@@ -70,21 +74,16 @@ def words_found(
         queries=len(queries),
         precision_dense=float(dense.mean()),
         precision_sparse=float(sparse.mean()),
+        ci95=dict(
+            zip(
+                ("precision_dense", "precision_sparse", "difference"),
+                means_ci95(np.stack([dense, sparse, sparse - dense], axis=1)),
+                strict=True,
+            )
+        ),
         nothing=len(nothing),
         known_queries_median=float(np.median(known)),
         known_nothing_median=float(np.median(unknown)),
         separation=float((known[:, None] > unknown[None]).mean()),
         missed=[query for (query, _), share in zip(queries, dense, strict=True) if share < 0.5],
     )
-
-
-def query_precision(scores: np.ndarray, groups: np.ndarray, wanted: np.ndarray, k: int = 10) -> np.ndarray:
-    """P@k (q,) of each query: the share of its k best pictures that are of the wanted group.
-
-    scores (q, n); groups (n,): each picture's; wanted (q,): each query's. Of equal scores the earlier picture counts.
-
-    >>> query_precision(np.array([[0.9, 0.1, 0.8]]), np.array(["cat", "cat", "dog"]), np.array(["cat"]), k=2)
-    array([0.5])
-    """
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return (groups[top] == wanted[:, None]).mean(1)

@@ -45,19 +45,25 @@ def largest(scores: np.ndarray, k: int) -> np.ndarray:
     return places[order[starts[:, None] + np.arange(k)]]
 
 
-def precision(found: np.ndarray, groups: np.ndarray) -> float:
-    """P@k: the mean share of each row's found pictures (n, k) that are of its own group (n,), a class or a term.
-
-    >>> precision(np.array([[1], [0], [1]]), np.array([7, 7, 5]))
-    0.6666666666666666
-    """
-    return float((groups[found] == groups[:, None]).mean())
-
-
 def recall(found: np.ndarray, wanted: np.ndarray) -> float:
-    """recall@k: the mean share of the ids in each row of `wanted` (n, k) that stand in the same row of `found` (n, k).
+    """The mean of `shared`."""
+    return float(shared(found, wanted).mean(dtype=np.float64))
 
-    >>> recall(np.array([[1, 2], [0, 2]]), np.array([[2, 1], [2, 3]]))
-    0.75
+
+def agreeing(found: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """P@k (n,) float32: the share of each row's found pictures (n, k) that are of its own group (n,), a class or a
+    term.
+
+    >>> agreeing(np.array([[1], [0], [1]]), np.array([7, 7, 5])).tolist()
+    [1.0, 1.0, 0.0]
     """
-    return float((wanted[:, :, None] == found[:, None, :]).any(2).mean())
+    return (groups[found] == groups[:, None]).mean(1, dtype=np.float32)
+
+
+def shared(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """recall@k (n,) float32: the share of the ids in each row of `wanted` (n, k) that stand in the same row of `found`.
+
+    >>> shared(np.array([[1, 2], [0, 2]]), np.array([[2, 1], [2, 3]])).tolist()
+    [1.0, 0.5]
+    """
+    return (wanted[:, :, None] == found[:, None, :]).any(2).mean(1, dtype=np.float32)

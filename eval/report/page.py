@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from eval.evaluate import Report
-from eval.report.ladder import COLUMNS, ladder
+from eval.report import ladder
+from eval.report.plots import Plot
+from eval.report.words import sentences
+
+MOST_CLASSES = 20  # of which confusion matrices are shown
 
 
-def page(report: Report, plots: Sequence[str], thumbnails: dict[int, bytes]) -> str:
-    """The page (`page.html`). plots: SVG elements; thumbnails: JPEG bytes by image id, for the examples.
+def page(report: Report, plots: Mapping[str, Sequence[Plot]], thumbnails: dict[int, bytes]) -> str:
+    """The page (`page.html`). plots: by section; thumbnails: JPEG bytes by image id, for the examples.
 
-    The template escapes all text but the plots, which are our own.
+    The template escapes all text but the plots and the style sheet, which are our own.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -23,10 +27,29 @@ def page(report: Report, plots: Sequence[str], thumbnails: dict[int, bytes]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    confusion = report.confusion
+    shown = confusion is not None and len(confusion.classes) <= MOST_CLASSES
     return environment.get_template("page.html").render(
-        report=report,
+        r=report,
+        sentences=sentences(report),
         plots=plots,
-        columns=COLUMNS,
-        ladder=ladder(report),
+        ladder=ladder,
+        rows=ladder.ladder(report, intervals=True),
+        matrices=[
+            (side, ladder.confused(counts))
+            for side, counts in (("embeddings", confusion.dense), ("codes", confusion.sparse))
+        ]
+        if confusion is not None and shown
+        else [],
+        changed=changed(report) if shown else [],
         thumbnails={image_id: base64.b64encode(jpeg).decode() for image_id, jpeg in thumbnails.items()},
     )
+
+
+def changed(report: Report) -> list[list[int]]:
+    """How many more pictures of each class (row) the codes give each class (column) than the embeddings do."""
+    assert report.confusion is not None
+    return [
+        [ours - theirs for ours, theirs in zip(*rows, strict=True)]
+        for rows in zip(report.confusion.sparse, report.confusion.dense, strict=True)
+    ]

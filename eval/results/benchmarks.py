@@ -1,0 +1,115 @@
+"""Tables of the benchmarks' page, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table.
+
+    >>> print(markdown(["a", "b"], [["1", "2"]]))
+    | a | b |
+    | --- | --- |
+    | 1 | 2 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def rows_of(bench: Row, section: str, beginning: str) -> list[Row]:
+    """The rows of the table of a section whose title begins so; none where it was not measured."""
+    tables = bench.get(section, {}).get("tables", {})
+    return next((rows for title, rows in tables.items() if title.startswith(beginning)), [])
+
+
+def coders(bench: Row, *words: str) -> str:
+    """Rows a second of each method for the problems whose name holds one of `words`, and how many times as fast ours
+    is."""
+    rows = [row for row in rows_of(bench, "coder", "the coder") if any(word in row["problem"] for word in words)]
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    of = {(row["problem"], row["way"]): row for row in rows}
+    lines = []
+    for way in dict.fromkeys(row["way"] for row in rows):
+        ours = way == "sparsight"
+        cells = []
+        for problem in problems:
+            row = of.get((problem, way))
+            shown = "" if row is None else f"{row['rows_per_s']:,.0f}"
+            cells.append(f"**{shown}**" if ours else shown and f"{shown} ({row['times']:.3g} ×)" if row else "")
+        lines.append([f"**{way}**" if ours else way, *cells])
+    return markdown(["method", *(p.replace("bundled", "real") for p in problems)], lines)
+
+
+def refits(bench: Row) -> str:
+    """What least squares adds."""
+    header = ["dictionary", "solver", "rows", "concepts", "seconds", "with least squares", "added"]
+    return markdown(
+        header,
+        [
+            [
+                row["problem"],
+                row["solver"],
+                f"{row['n']:,}",
+                f"{row['concepts']:.3g}",
+                f"{row['seconds']:.3g}",
+                f"{row['with_refit']:.3g}",
+                f"{100 * row['added']:.0f} %",
+            ]
+            for row in rows_of(bench, "coder", "refitting")
+        ],
+    )
+
+
+def growth(bench: Row) -> str:
+    """How the coder's time and memory grow."""
+    return markdown(
+        ["n", "K", "d", "concepts", "seconds", "rows a second", "peak MB"],
+        [
+            [
+                f"{row['n']:,}",
+                f"{row['K']:,}",
+                str(row["d"]),
+                f"{row['concepts']:.3g}",
+                f"{row['seconds']:.3f}",
+                f"{row['rows_per_s']:,.0f}",
+                f"{row['peak_MB']:.0f}",
+            ]
+            for row in rows_of(bench, "coder", "scaling")
+        ],
+    )
+
+
+def scale(bench: Row) -> str:
+    """What each work takes as an index grows."""
+    rows = rows_of(bench, "scale", "an index as it grows")
+    sizes = sorted({row["pictures"] for row in rows})
+    of = {(row["work"], row["pictures"]): row for row in rows if "seconds" in row}
+    lines = []
+    for work in dict.fromkeys(name for name, _ in of):
+        most = of.get((work, sizes[-1]), {})
+        seconds = [short(of.get((work, size), {}).get("seconds")) for size in sizes]
+        cpu = None if "warm" in work else most.get("cpu_s")  # that of all its queries
+        rest = [short(cpu), whole(most.get("memory_mb")), whole(most.get("written_mb"))]
+        lines.append([work, *seconds, *rest])
+    return markdown(["work", *(f"{size:,}: s" for size in sizes), "CPU s", "MB of memory", "MB written"], lines)
+
+
+def short(value: float | None) -> str:
+    """Seconds to two or three digits.
+
+    >>> [short(x) for x in (None, 0.00512, 0.0931, 0.64, 8.888, 17.2)]
+    ['', '0.005', '0.093', '0.64', '8.89', '17']
+    """
+    if value is None:
+        return ""
+    digits = 0 if value >= 10 else 2 if value >= 0.1 else 3
+    return f"{value:.{digits}f}"
+
+
+def whole(value: float | None) -> str:
+    """Megabytes; what is less than one is left out."""
+    return "" if value is None or value < 1 else f"{value:.0f}"
