@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,18 @@ exclude_option = click.option(
     help="Weigh the concepts that the penalty chose by least squares, without its shrinkage.",
 )
 @click.option("--dense", default=IndexConfig.dense, show_default=True, help="A FAISS index_factory description.")
+@click.option(
+    "--residual",
+    default=IndexConfig.residual,
+    metavar="FACTORY",
+    help="Keep beside the concepts what they leave of an embedding, as a FAISS product quantiser: PQ16, or "
+    "OPQ24_240,PQ24 (24 bytes a picture). Mode sparse then finds nearly what dense does.",
+)
+@click.option(
+    "--no-vectors",
+    is_flag=True,
+    help="Keep no exact embeddings: a small index, which answers in mode sparse alone.",
+)
 @exclude_option
 @click.option(
     "--recall",
@@ -104,6 +117,8 @@ def index(
     absolute: bool,
     refit: bool,
     dense: str,
+    residual: str,
+    no_vectors: bool,
     exclude: tuple[str, ...],
     recall: float,
     bundled: bool,
@@ -117,6 +132,8 @@ def index(
     what has the content of another, is skipped and listed.
     """
     _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
+    if no_vectors and dense != IndexConfig.dense:
+        raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
     from indexer.build import index_bundled, index_folder, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns, max_pixels
@@ -132,6 +149,7 @@ def index(
     concepts = concepts or (None if l1 or loaded.concepts else READABLE)
     merge = merge or (SAME if loaded.concepts else NEAR_SYNONYMS)
     config = IndexConfig(dictionary, templates or None, patterns, dense, recall, concepts, merge, coder)
+    config = replace(config, residual=residual, vectors=not no_vectors)
     tell(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}")
     concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
@@ -342,6 +360,8 @@ def _print_built(index_dir: Path, built: Built) -> None:
     click.echo(
         f"{shown_path(index_dir)}: {meta.n} pictures, {meta.m} concepts, "
         f"{meta.nnz / max(1, meta.n):.2f} concepts a picture ({meta.embedded})"
+        + (f", residuals by {meta.residual}" if meta.residual else "")
+        + ("" if meta.keeps_vectors else ", no exact embeddings")
     )
 
 

@@ -24,8 +24,8 @@ from indexer.store.dense import FILE, FLAT, build_dense, cached_dense, save_dens
 from indexer.store.doctor import AGAIN, DERIVED
 from indexer.store.lenient import open_leniently
 from indexer.store.reader import Store
-from indexer.store.vectors import Vectors
-from indexer.store.writer import Gathered, data_files, write_store
+from indexer.store.vectors import Gathered, Vectors
+from indexer.store.writer import data_files, write_store
 from training.errors import SparsightError
 from training.terminal import progress
 
