@@ -53,7 +53,7 @@ class Built:
 
 
 def refuse_unfit(config: IndexConfig, encoder: Encoder, n: int) -> None:
-    """Raises `CallError` for a dense index, or residuals, that n pictures cannot have, before any of them is encoded."""
+    """Raises `CallError` for a dense index or residuals that n pictures cannot have, before any is encoded."""
     if config.dense != FLAT:
         refuse_description(config.dense, encoder.dim, n)
     if config.residual:

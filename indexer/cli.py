@@ -20,6 +20,8 @@ from training.terminal import printable
 if TYPE_CHECKING:
     from indexer.build import Built
     from indexer.update import Added
+    from training.data.cifar10 import Pictures as Cifar10
+    from training.encoders import Encoder
 
 
 exclude_option = click.option(
@@ -137,9 +139,8 @@ def index(
     from indexer.build import index_bundled, index_folder, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns, max_pixels
-    from training.data.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
-    from training.encoders import has_test_embeddings, load_test_embeddings, open_encoder, open_for_photographs
+    from training.encoders import load_test_embeddings, open_encoder, open_for_photographs
 
     patterns, chosen = check_patterns(exclude), pick_device(device)
     max_pixels()  # a fault in its variable is told before any work
@@ -154,20 +155,28 @@ def index(
     concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
         return _print_built(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
-    try:
-        pictures = None if bundled else load_cifar10(data_dir)
-    except MissingDataError as e:
-        if not has_test_embeddings(loaded):
-            raise
-        click.echo(
-            f"{e}.\nIndexing the bundled embeddings of the 10,000 test pictures instead (no thumbnails).", err=True
-        )
-        pictures = None
+    pictures = None if bundled else _cifar10(data_dir, loaded)
     if pictures is None:
         built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
         built = index_pictures(index_dir, pictures, loaded, config)
     _print_built(index_dir, built)
+
+
+def _cifar10(data_dir: Path, encoder: Encoder) -> Cifar10 | None:
+    """CIFAR-10's pictures; None, and a word of it, where they are not there but the encoder brings embeddings."""
+    from training.data.cifar10 import MissingDataError, load_cifar10
+    from training.encoders import has_test_embeddings
+
+    try:
+        return load_cifar10(data_dir)
+    except MissingDataError as e:
+        if not has_test_embeddings(encoder):
+            raise
+        click.echo(
+            f"{e}.\nIndexing the bundled embeddings of the 10,000 test pictures instead (no thumbnails).", err=True
+        )
+        return None
 
 
 def _refuse_senseless(

@@ -6,8 +6,8 @@ centroids, a byte; `OPQ24_240,PQ24` turns it onto 240 axes first, which are lear
 
 - A quantiser is two plain arrays: axes A (p, d) with orthonormal rows, and centroids C (M, K, p / M). What a code gives
   back is Σ_m C[m, code_m] A_m, so its inner product with a query is a sum of M table entries: a search adds up bytes.
-- FAISS is not needed, neither to search nor to train: it takes minutes for an OPQ that these few lines learn in seconds,
-  as the paper has it: axes by principal components of equal products of variances, then a step of k-means and a
+- FAISS is not needed, neither to search nor to learn: an OPQ that takes it minutes is learnt here in seconds, as the
+  paper has it: axes by principal components of equal products of variances, then a step of k-means and a
   rotation (Procrustes) in turns.
 - What stands for the picture is x̂ = (w D + r̂) / ‖w D + r̂‖. One over that norm is the picture's `scale`: it follows from
   the code, and is kept so that a search need not decode every picture.

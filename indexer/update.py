@@ -38,8 +38,8 @@ from indexer.store import (
     writing,
 )
 from indexer.store.chance import index_chance
-from indexer.store.residuals import read_quantiser
 from indexer.store.naming import existing_file, is_id, pictures_at
+from indexer.store.residuals import read_quantiser
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
 from training.errors import CallError, SparsightError

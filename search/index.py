@@ -144,6 +144,10 @@ class Index:
             mode: Mode = "sparse" if query.resolved_mode == "sparse" else "dense"
             return self._query_of(term.value, mode, known.get(term))
 
+        if not self.store.meta.keeps_vectors and (query.terms or query.mode):
+            if query.fuse or query.mode in ("dense", "hybrid"):
+                self.store.meta.need_vectors(self.store.folder)
+            query = replace(query, mode="sparse")
         allowed = allowed_pictures(self.store, query, self.concept_id)
         found = answer_query(self._engine, query, vector_of, self.concept_id, allowed, self._unrelated)
         return replace(found, thumbnails=self.store.thumbnails)
@@ -179,11 +183,16 @@ class Index:
         if not names:
             raise CallError(f"{self.store.folder} has no classes: name some, as --classes cat,dog")
         x, image_id = self.embed_picture(picture)
+        if mode == "dense" and image_id is not None:
+            self.store.meta.need_vectors(self.store.folder)
         code = self._code(x, image_id)
         scores = T @ (x if mode == "dense" else self._engine.decode(code))
         order = np.argsort(-scores, kind="stable")
         concepts = contributions(code, self.D @ T[order[0]], self._engine.names)
-        return Classification(names[order[0]], [(names[i], float(scores[i])) for i in order], concepts)
+        rest = 0.0
+        if mode == "dense" or code.residual is not None:
+            rest = float(scores[order[0]]) - sum(part.contribution for part in concepts)
+        return Classification(names[order[0]], [(names[i], float(scores[i])) for i in order], concepts, rest)
 
     def explain(self, picture: Picture, text: str | None = None, k: int = 10) -> Explanation:
         """What each concept of a picture adds to its score for a text; and why it is, or is not, one of the k best.
@@ -197,16 +206,20 @@ class Index:
         shown, t = (text, self.embed_text(text)) if text is not None else self._best_class(x)
         r = self._engine.decode(code)
         parts = contributions(code, self.D @ t, self._engine.names)
-        among = {} if text is None else place_among(self._engine, float(x @ t), t, parts, image_id, k)
+        dense = float(x @ t) if self.store.meta.keeps_vectors else None
+        score = float(r @ t) if dense is None else dense
+        among = {} if text is None else place_among(self._engine, score, t, parts, image_id, k)
+        is_exact = image_id is None or dense is not None
         row = None if image_id is None else self.store.images([image_id])[0]
         return Explanation(
             target=row.path if row else as_target(picture),
             label=row.label if row else None,
             text=shown,
-            dense_score=float(x @ t),
+            dense_score=dense,
             sparse_score=float(r @ t),
-            cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)),
+            cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)) if is_exact else None,
             concepts=parts,
+            rest=0.0 if code.residual is None else code.scale * float(code.residual @ t),
             **among,
         )
 
@@ -302,11 +315,12 @@ class Index:
         return self.text_encoder.encode_concepts([clean_text(name) for name in names], self.store.meta.templates)
 
     def embed_picture(self, picture: Picture) -> tuple[np.ndarray, int | None]:
-        """Picture → unit vector (d,), and its id where it is one of the index."""
+        """Picture → unit vector (d,), and its id where it is one of the index: then, where no embeddings are kept, what
+        its code gives back."""
         if is_bytes(picture):
             return self.embed_bytes(bytes(picture)), None
         if (image_id := self.picture_id(picture)) is not None:
-            return self.store.embeddings_of([image_id])[0], image_id
+            return self._engine.vectors_of([image_id])[0], image_id
         path = existing_file(str(picture))
         if path is None:
             raise SparsightError(f"{picture!s} is neither a file nor a picture of the index (an id or a path in it)")
@@ -355,7 +369,8 @@ class Index:
         earlier.close()
 
     def _query_of(self, picture: str, mode: Mode, known: np.ndarray | None = None) -> np.ndarray:
-        """What to search by for a picture: x (d,), and in sparse mode w D, normalised, so that its concepts decide.
+        """What to search by for a picture: x (d,), and in sparse mode w D, normalised, so that its concepts decide, or
+        x̂ in an index with residuals.
 
         known: its embedding, where that was made already.
         """
@@ -363,9 +378,9 @@ class Index:
         if mode == "dense":
             return x
         code = self._code(x, image_id)
-        if not len(code.ids):
-            raise SparsightError(f"{picture} has no concept of the index's dictionary: nothing to search by")
         r = self._engine.decode(code)
+        if not r.any():
+            raise SparsightError(f"{picture} has no concept of the index's dictionary: nothing to search by")
         return r / np.linalg.norm(r)
 
     def _code(self, x: np.ndarray, image_id: int | None) -> Code:

@@ -70,8 +70,8 @@ def export(out: Path, format: str, tables: str | None, index_dir: Path) -> None:
     from indexer.exchange.export import export_index
     from indexer.exchange.tables import EXPORTED
 
-    names = list(EXPORTED) if tables is None else list(dict.fromkeys(t.strip() for t in tables.split(",")))
-    if unknown := [name for name in names if name not in EXPORTED]:
+    names = None if tables is None else list(dict.fromkeys(t.strip() for t in tables.split(",")))
+    if unknown := [name for name in names or () if name not in EXPORTED]:
         raise CallError(f"--tables: no table {unknown[0]!r}; there are {', '.join(EXPORTED)}")
     rows = export_index(index_dir, out, format, names)
     for name, count in rows.items():

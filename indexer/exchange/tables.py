@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from indexer.store.schema import TABLES, Column
+from indexer.store import IndexMeta
+from indexer.store.schema import RESIDUAL, TABLES, Column
 
 EXPORT = 2  # the version of these files; theirs alone, whatever the database's format
 READABLE = ("1", "2")  # 1 knows neither the size nor the time of change of files, nor their root folder
@@ -38,7 +39,16 @@ EXPORTED: dict[str, tuple[Column, ...]] = {
     "thumbnails": (Column("image_id", "INTEGER"), Column("jpeg", "BLOB")),
     "means": _plain("means"),
     "skipped": _plain("skipped"),
+    **{table: _plain(table) for table in RESIDUAL},
 }
+
+
+def exported_tables(meta: IndexMeta) -> list[str]:
+    """The tables of an index that an export has: residuals and vectors where the index has any."""
+    left_out = ((*RESIDUAL,) if not meta.residual else ()) + (() if meta.keeps_vectors else ("vectors",))
+    return [table for table in EXPORTED if table not in left_out]
+
+
 NEW_IN_2 = ("file_bytes", "file_changed")  # columns of `images`
 
 

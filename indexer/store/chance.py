@@ -53,7 +53,7 @@ transaction treaty trust turnover typology utility validity variance verb verdic
 
 @dataclass(frozen=True)
 class Chance:
-    """The best scores of unrelated texts: dense, sparse (t,), ascending; dense is empty where no embeddings are kept."""
+    """The best scores of unrelated texts: dense, sparse (t,), ascending; dense is empty where there are no vectors."""
 
     dense: np.ndarray
     sparse: np.ndarray

@@ -80,8 +80,8 @@ class IndexMeta:
         """Raises `CallError` where the index in a folder keeps no embeddings, for what cannot do without them."""
         if not self.keeps_vectors:
             raise CallError(
-                f"this needs exact embeddings, and {folder} keeps none (it was built with --no-vectors): search in mode "
-                "sparse, or build the index anew without --no-vectors"
+                f"this needs exact embeddings, and {folder} keeps none (it was built with --no-vectors): search in "
+                "mode sparse, or build the index anew without --no-vectors"
             )
 
     @property
@@ -100,7 +100,9 @@ COUNTS = (  # whole numbers; those that an export leaves out follow from the oth
     "generation", "n", "d", "m", "nnz", "next_id", "vector_rows", "vector_block", "thumbnail_bytes",
 )  # fmt: skip
 FILES = ("vectors_file", "thumbnails_file")
-LATER = ("exclude", "dense_recall", "residual", "residual_fingerprint", "keeps_vectors")  # what the first indexes of this format do not say
+LATER = (  # what the first indexes of this format do not say
+    "exclude", "dense_recall", "residual", "residual_fingerprint", "keeps_vectors",
+)  # fmt: skip
 DERIVED = ("format", "generation", "nnz", "l1", "vector_rows", "vector_block", "thumbnail_bytes", *FILES)
 
 

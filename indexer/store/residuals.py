@@ -7,7 +7,7 @@ quantiser (`indexer.residual`). They lie in the database since a few bytes a pic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -49,6 +49,33 @@ def remove_residuals(con: duckdb.DuckDBPyConnection, ids: list[int]) -> None:
     con.execute(f"DELETE FROM residuals WHERE image_id IN {ids_table('image_id')}", [ids])
 
 
+def quantiser_of(A: np.ndarray, parts: np.ndarray, codes: np.ndarray, centroids: Sequence[np.ndarray]) -> Quantiser:
+    """The quantiser that rows of both tables hold, ordered by axis, and by part and code.
+
+    Raises ValueError where they hold none.
+    """
+    count = int(parts[-1]) + 1 if len(parts) else 0
+    if not count or len(parts) % count or not np.array_equal(parts * (len(parts) // count) + codes, range(len(parts))):
+        raise ValueError("a centroid is missing, or there twice")
+    return Quantiser(A, np.stack(list(centroids)).astype(np.float32).reshape(count, len(parts) // count, -1))
+
+
+def coded_of(
+    wanted: np.ndarray, ids: np.ndarray, scales: np.ndarray, codes: Sequence[bytes], quantiser: Quantiser
+) -> Coded:
+    """The residuals of the pictures `wanted` (n,) ascending that rows hold, ordered by their ids.
+
+    Raises ValueError where they are not one for each.
+    """
+    if not np.array_equal(ids, wanted):
+        raise ValueError("they are not one for each picture")
+    if {*map(len, codes)} - {quantiser.size}:
+        raise ValueError(f"one has not {quantiser.size} bytes")
+    if not (np.isfinite(scales) & (scales >= 0)).all():
+        raise ValueError("a scale is below 0, or not finite")
+    return Coded(np.frombuffer(b"".join(codes), np.uint8).reshape(-1, quantiser.size), scales.astype(np.float32))
+
+
 def read_quantiser(store: Store) -> Quantiser | None:
     """The quantiser of an index's residuals; None where it has none. Raises `SparsightError` for a damaged one."""
     if not store.meta.residual:
@@ -56,27 +83,27 @@ def read_quantiser(store: Store) -> Quantiser | None:
     A = stacked(store.columns("SELECT direction FROM residual_axes ORDER BY axis")["direction"], store.d)
     rows = store.columns("SELECT part, code, centroid FROM residual_centroids ORDER BY part, code")
     try:
-        parts = int(rows["part"][-1]) + 1 if len(rows["part"]) else 0
-        C = np.stack(list(rows["centroid"])).astype(np.float32).reshape(parts, -1, len(rows["centroid"][0]))
-        if (rows["part"] * C.shape[1] + rows["code"] != np.arange(C.shape[0] * C.shape[1])).any():
-            raise ValueError("a centroid is missing, or there twice")
-        quantiser = Quantiser(A, C)
-    except (ValueError, IndexError) as e:
+        quantiser = quantiser_of(A, rows["part"], rows["code"], rows["centroid"].tolist())
+    except ValueError as e:
         raise store.damaged(f"the quantiser of its residuals cannot be read ({e})") from e
     if quantiser.fingerprint != store.meta.residual_fingerprint:
         raise store.damaged("the quantiser of its residuals is not the one that it was built with")
     return quantiser
 
 
-def read_coded(store: Store, quantiser: Quantiser) -> Coded:
-    """The residuals as they are stored, by picture. Raises `SparsightError` for damaged ones."""
+def read_coded(store: Store, quantiser: Quantiser, ids: np.ndarray | None = None) -> Coded:
+    """The residuals as they are stored, by picture; ids (k,) ascending: of those pictures alone.
+
+    Raises `SparsightError` for damaged ones.
+    """
     held = store.columns("SELECT image_id, scale, code FROM residuals ORDER BY image_id")
-    data = b"".join(held["code"].tolist())
-    if not np.array_equal(held["image_id"], store.image_ids) or len(data) != len(store) * quantiser.size:
-        raise store.damaged("its residuals are not one for each picture")
-    if len({*map(len, held["code"].tolist())}) > 1 or not (np.isfinite(held["scale"]) & (held["scale"] >= 0)).all():
-        raise store.damaged("a residual is not as it was written")
-    return Coded(np.frombuffer(data, np.uint8).reshape(-1, quantiser.size), held["scale"].astype(np.float32))
+    if ids is not None:
+        held = {name: column[np.isin(held["image_id"], ids)] for name, column in held.items()}
+    wanted = store.image_ids if ids is None else ids
+    try:
+        return coded_of(wanted, held["image_id"], held["scale"], held["code"].tolist(), quantiser)
+    except ValueError as e:
+        raise store.damaged(f"its residuals cannot be read ({e})") from e
 
 
 @dataclass(frozen=True)
@@ -101,12 +128,17 @@ class Residuals:
         """(n,) float32: 1 / ‖w D + r̂‖."""
         return self.coded.scales
 
-    def scores(self, t: np.ndarray) -> np.ndarray:
-        """(n,) x̂·t of every picture, for t (d,): its concepts' part and the residual's, one table entry a byte."""
-        totals = self.W @ (self.D @ t)
-        for table, places in zip(self.quantiser.tables(t), self.places, strict=True):
-            totals += table.take(places)
-        return totals * self.scales
+    def scores(self, t: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """(n,) scale · (w·s + r̂·t) of every picture, for t (d,) and s (m,): x̂·t where s = D t."""
+        return (self.W @ s + self.products(t)) * self.scales
+
+    def products(self, t: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
+        """r̂·t of every picture (n,), or of those at some places (k,), for t (d,): one table entry for each byte."""
+        tables = self.quantiser.tables(np.asarray(t, np.float64))
+        totals = np.zeros(len(self.scales) if at is None else len(at))
+        for table, places in zip(tables, self.places, strict=True):
+            totals += table.take(places if at is None else places[at])
+        return totals
 
     def decoded(self, at: np.ndarray) -> np.ndarray:
         """(k, d) float32: r̂ of the pictures at some places (k,) of 0 … n − 1."""

@@ -100,7 +100,7 @@ def classify(
         check_here(index, image_id)
         found = index.classify(image_id, classes or None, mode=mode)  # type: ignore[arg-type]
     concepts = [m.ConceptWeightModel(**asdict(c)) for c in found.concepts]
-    return m.ClassificationModel(label=found.label, scores=named(found.scores), concepts=concepts)
+    return m.ClassificationModel(label=found.label, scores=named(found.scores), concepts=concepts, rest=found.rest)
 
 
 @router.post("/pictures/{image_id}/edit")
