@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from eval.bench import coder, dense, encoders, objective, page, pictures, scale, search
+from eval.bench import coder, dense, encoders, objective, page, pictures, residual, scale, search
 from eval.bench.common import Options, Section, hardware, table, versions
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
@@ -25,8 +25,9 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "objective": objective.run,
     "pictures": pictures.run,
     "encoders": encoders.run,
+    "residual": residual.run,
 }
-LONG = ("objective",)  # it trains encoders, for an hour: with --full or by its name alone
+LONG = ("objective", "residual")  # they train encoders, or encode pictures: with --full or by the name alone
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from indexer.exchange.tables import EXPORT, EXPORTED, PART, exported_tables, part_path
+from indexer.exchange.tables import EVERY, EXPORT, PART, exported_tables, part_path
 from indexer.store import Store
 from indexer.store.database import quoted, refuse_unreadable_path, told_as
 from training.errors import CallError, SparsightError
@@ -61,7 +61,7 @@ def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str], p
     con = store.con
     rows, parts = {}, {}
     for table in [t for t in tables if t != "meta"] + [t for t in tables if t == "meta"]:
-        columns = ", ".join(_written(c.name, c.type, format) for c in EXPORTED[table])
+        columns = ", ".join(_written(c.name, c.type, format) for c in EVERY[table])
         rows[table] = parts[table] = 0
         for source in _sources(store, table, parts, part):
             path = part_path(out, table, format, parts[table])

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from indexer.coding import Dictionary, encode_sparse
-from indexer.exchange.tables import EXPORT, EXPORTED, FORMATS, NEW_IN_2, READABLE, part_path
+from indexer.exchange.tables import EVERY, EXPORT, FORMATS, NEW_IN_2, READABLE, part_path
 from indexer.residual import Coded, Quantiser, make_residuals, read_description
 from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
 from indexer.store.approximate import refuse_description
@@ -78,9 +78,9 @@ def _loaded(source: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, set[str]]
     try:
         if earlier:
             con.execute("USE memory")
-            yield con, {table for table in EXPORTED if _take(con, source, table)}
+            yield con, {table for table in EVERY if _take(con, source, table)}
         else:
-            yield con, {table for table in EXPORTED if _read(con, source, table)}
+            yield con, {table for table in EVERY if _read(con, source, table)}
     finally:
         con.close()
 
@@ -117,7 +117,7 @@ def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
     while (more := part_path(source, table, format, len(parts))).is_file():
         parts.append(more)
     files = f"[{', '.join(quoted(_literal(p)) for p in parts)}]"
-    wanted = {c.name: c.type for c in EXPORTED[table]}
+    wanted = {c.name: c.type for c in EVERY[table]}
     with _reading(path):
         if format == "parquet":
             file = f"read_parquet({files}, hive_partitioning = false)"
@@ -149,7 +149,7 @@ def _create(
     rows = con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
     found = {str(name): str(kind) for name, kind, *_ in rows if name not in missing}
     chosen = []
-    for c in EXPORTED[table]:
+    for c in EVERY[table]:
         if c.name not in found:
             if c.name in NEW_IN_2:
                 chosen.append(f"NULL::{c.type} AS {c.name}")
@@ -160,7 +160,7 @@ def _create(
             raise SparsightError(f"{path}: column {c.name} is {found[c.name]}, it must be {c.type}")
         chosen.append(f"({taken.get(c.name, c.name)})::{c.type} AS {c.name}")
     con.execute(f"CREATE TABLE {table} AS SELECT {', '.join(chosen)} FROM {source}")
-    for c in EXPORTED[table]:
+    for c in EVERY[table]:
         if not c.nullable:
             why = f"{c.name} is missing in a row"
             _refuse(con, path.name, f"SELECT 1 FROM {table} WHERE {c.name} IS NULL", why)

@@ -39,14 +39,14 @@ EXPORTED: dict[str, tuple[Column, ...]] = {
     "thumbnails": (Column("image_id", "INTEGER"), Column("jpeg", "BLOB")),
     "means": _plain("means"),
     "skipped": _plain("skipped"),
-    **{table: _plain(table) for table in RESIDUAL},
 }
+EVERY = EXPORTED | {table: _plain(table) for table in RESIDUAL}  # with those that only some indexes have
 
 
 def exported_tables(meta: IndexMeta) -> list[str]:
     """The tables of an index that an export has: residuals and vectors where the index has any."""
-    left_out = ((*RESIDUAL,) if not meta.residual else ()) + (() if meta.keeps_vectors else ("vectors",))
-    return [table for table in EXPORTED if table not in left_out]
+    held = EVERY if meta.residual else EXPORTED
+    return [table for table in held if meta.keeps_vectors or table != "vectors"]
 
 
 NEW_IN_2 = ("file_bytes", "file_changed")  # columns of `images`

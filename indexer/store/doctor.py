@@ -89,10 +89,10 @@ def _examine_database(store: Store, counts: list[str]) -> list[Finding]:
     else:
         faults["counts"] = [Fault(message) for message in counts]
         with suppress(SparsightError):  # a table that cannot be read was told of
-            faults["counts"] += _check_concept_counts(store)
+            faults["counts"] += check_concept_counts(store)
         needs = {"codes": {"ids", "vectors", "dictionary", "postings"}}  # else it would say the same again
         needs["residuals"] = {*needs["codes"], "codes", "counts"}
-        for name, tables, check in CHECKS:
+        for name, tables, check in (*CHECKS, *(RESIDUALS if store.meta.residual else ())):
             if not unreadable.keys() & set(tables.split()) and not any(faults.get(n) for n in needs.get(name, ())):
                 try:
                     faults[name] = list(check(store))
@@ -122,7 +122,7 @@ def _sound(store: Store) -> dict[str, str]:
         "codes": f"{min(SAMPLE, len(store))} pictures coded again agree"
         if meta.keeps_vectors
         else "there are no vectors to code again",
-        "residuals": f"{meta.residual}, one for each picture, with its scale" if meta.residual else "none are kept",
+        "residuals": f"{meta.residual}, one for each picture, with its scale",
         "dense": ("the vectors' file is the dense index" if is_flat else f"{FILE} holds the vectors")
         if meta.keeps_vectors
         else "there are no vectors for one",
@@ -145,7 +145,7 @@ def derived(store: Store) -> tuple[str, ...]:
     return ("posting_blocks", "skipped", *RESIDUAL) if store.meta.keeps_vectors else ("skipped",)
 
 
-def _check_concept_counts(store: Store) -> Iterator[Fault]:
+def check_concept_counts(store: Store) -> Iterator[Fault]:
     differ = store.rows(
         "SELECT concept_id FROM concepts LEFT JOIN (SELECT concept_id, sum(count) AS held FROM posting_blocks "
         "GROUP BY 1) USING (concept_id) WHERE images IS DISTINCT FROM coalesce(held, 0)"
@@ -297,9 +297,9 @@ CHECKS: tuple[tuple[str, str, Check], ...] = (  # name, the tables that it reads
     ("classes", "classes", check_classes),
     ("postings", "posting_blocks images concepts", _check_postings),
     ("codes", "posting_blocks images concepts vector_blocks", _check_codes),
-    ("residuals", "posting_blocks images concepts", _check_residuals),
     ("dense", "vector_blocks", _check_dense),
 )
+RESIDUALS: tuple[tuple[str, str, Check], ...] = (("residuals", "posting_blocks images concepts", _check_residuals),)
 
 
 def _examine_encoder(store: Store) -> Finding:

@@ -126,6 +126,8 @@ def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str], _Lost
     pictures, X = [image for image, _ in rows], Gathered(vectors, places)
     ids = np.array([image.image_id for image in pictures], np.int64)
     l1, gap = (np.array([getattr(p, key) for p in pictures], np.float32) for key in ("l1", "gap"))
+    if not store.meta.keeps_vectors and (fault := next(doctor.check_concept_counts(store), None)):
+        raise SparsightError(f"{fault.message}, and it keeps no embeddings to make codes from")
     W = _salvage_codes(store, ids) if not faults & {"ids", "postings", "codes"} else None
     coded_again = W is None
     if W is None:

@@ -167,6 +167,10 @@ class Gathered:
     def __init__(self, vectors: Vectors, rows: np.ndarray):
         self._vectors, self._rows = vectors, rows
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self._rows), self._vectors.d
+
     def __len__(self) -> int:
         return len(self._rows)
 
