@@ -311,6 +311,28 @@ def test_without_embeddings_what_needs_them_is_refused_in_one_line(run, small_on
     assert "keeps none" in stderr.splitlines()[-1]
 
 
+def test_the_page_of_an_index_without_embeddings(small_one):
+    from fastapi.testclient import TestClient
+
+    from search.serve.app import application
+    from search.serve.asking import Serving
+    from search.serve.guard import Door
+    from search.serve.holder import Holder, Opening
+
+    door = Door("127.0.0.1", 8321)
+    serving = Serving(Holder(Opening(small_one)), small_one / "no-report")
+    client = TestClient(application(serving, door), base_url="http://127.0.0.1:8321")
+    found = client.get("/?text=truck")
+    assert found.status_code == 200
+    assert "Which index answers" not in found.text
+    refused = client.get("/?text=truck&mode=dense")
+    assert (refused.status_code, "keeps none" in refused.text) == (400, True)
+    picture = client.get("/picture/7?for=a+boat").text
+    assert "and of the residual" in picture
+    assert "dense score" not in picture
+    assert FACTORY in client.get("/state").text
+
+
 def test_codes_alone(run, codes_only):
     with Index(codes_only) as index:
         assert index.store.meta.residual == ""
@@ -321,6 +343,33 @@ def test_codes_alone(run, codes_only):
         assert index.classify(7).rest == 0
     assert run("doctor", "--index", codes_only).exit_code == 0
     assert "no exact embeddings" not in run("search", "a truck", "--index", codes_only).stdout
+
+
+# Figures
+
+
+def test_the_figures_of_a_size():
+    from eval.evaluators.residual import Judged, best_at, judge_quantiser, judge_residual, over_seeds
+    from indexer.coding import make_dictionary
+
+    encoder = open_encoder()
+    X, labels = load_test_embeddings(encoder).X, load_test_embeddings(encoder).labels
+    D, T = make_dictionary("terms", encoder).D, encoder.encode_concepts(CLASSES, encoder.templates)
+    judged = Judged(X[:600], X[600:1200], T, labels[:600], every=2)
+    rows = [judge_residual(judged, D, l1=0.95, description="OPQ8,PQ8x4", seed=seed) for seed in (0, 1)]
+    found = over_seeds(rows)
+    assert found["low"]["recall_both_coded"] <= found["recall_both_coded"] <= found["high"]["recall_both_coded"]
+    assert rows[0]["bytes_per_image"] == pytest.approx(3 * rows[0]["concepts_mean"] + 1 + 4)
+    alone = judge_quantiser(judged, "OPQ16,PQ16x4")
+    codes = judge_residual(judged, D, l1=0.95, description="")
+    assert codes["codebook_bytes"] == 0 < alone["codebook_bytes"] == 4 * (256 * 256 + 16 * 256)
+    assert codes["recall_both_coded"] < rows[0]["recall_both_coded"]
+    assert codes["cosine"] < rows[0]["cosine"] < 1
+    assert best_at([*rows, alone, codes], 7) is codes
+    assert best_at([alone], 7) is None
+    X32 = X[:600].astype(np.float64)  # the exact embeddings find all of their own neighbours
+    exact = judged.figures(X32)
+    assert (exact["recall_both_coded"], exact["recall_query_exact"]) == pytest.approx((1, 1), abs=0.01)
 
 
 # Changes, faults, exports

@@ -88,6 +88,11 @@ def codes_at(X: np.ndarray, D: np.ndarray, l1: float, refit: bool = True) -> spa
     return W
 
 
+def concept_bytes(W: sparse.csr_matrix) -> float:
+    """Bytes a picture of codes W (n, m)."""
+    return CONCEPT_BYTES * W.nnz / W.shape[0] + COUNT_BYTES
+
+
 def judge_codes(
     judged: Judged,
     D: np.ndarray,
@@ -111,7 +116,7 @@ def judge_codes(
         "description": description,
         "l1": l1,
         "seed": seed,
-        "bytes_per_image": CONCEPT_BYTES * W.nnz / W.shape[0] + COUNT_BYTES + size,
+        "bytes_per_image": concept_bytes(W) + size,
         "concepts_mean": W.nnz / W.shape[0],
         "codebook_bytes": tables,
         **judged.figures(R),

@@ -206,6 +206,8 @@ class IndexModel(BaseModel):
     generation: int
     encoder: str
     dictionary: str
+    residual: str = Field(description="the FAISS description of what is kept beside the concepts; empty for nothing")
+    keeps_vectors: bool = Field(description="false where no exact embeddings are kept: mode sparse alone answers")
     trouble: str
 
 
