@@ -369,13 +369,13 @@ class Index:
         earlier.close()
 
     def _query_of(self, picture: str, mode: Mode, known: np.ndarray | None = None) -> np.ndarray:
-        """What to search by for a picture: x (d,), and in sparse mode w D, normalised, so that its concepts decide, or
-        x̂ in an index with residuals.
+        """What to search by for a picture: x (d,); in sparse mode w D, normalised, so that its concepts decide, unless
+        the index has residuals, which x finds better than x̂ does.
 
         known: its embedding, where that was made already.
         """
         x, image_id = self.embed_picture(picture) if known is None else (known, None)
-        if mode == "dense":
+        if mode == "dense" or self.store.meta.residual:
             return x
         code = self._code(x, image_id)
         r = self._engine.decode(code)
