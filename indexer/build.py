@@ -16,6 +16,7 @@ from indexer.config import IndexConfig
 from indexer.encode import FilesRead, encode_files, encode_pixels
 from indexer.pictures import Excluded, find_pictures, folder_labels, formats, summarised
 from indexer.plan import plan_addition
+from indexer.residual import make_residuals, read_description
 from indexer.store import Classes, Contents, Described, IndexMeta, Journal, Pictures, Skip, Store, write_store, writing
 from indexer.store.approximate import refuse_description
 from indexer.store.chance import index_chance
@@ -52,15 +53,17 @@ class Built:
     skipped: Sequence[Skip] = ()
 
 
-def refuse_dense(config: IndexConfig, encoder: Encoder, n: int) -> None:
-    """Raises `CallError` for a dense index that cannot be built over n pictures, before any of them is encoded."""
+def refuse_unfit(config: IndexConfig, encoder: Encoder, n: int) -> None:
+    """Raises `CallError` for a dense index or residuals that n pictures cannot have, before any is encoded."""
     if config.dense != FLAT:
         refuse_description(config.dense, encoder.dim, n)
+    if config.residual:
+        read_description(config.residual, encoder.dim, n)
 
 
 def index_pictures(folder: Path, pictures: Cifar10, encoder: Encoder, config: IndexConfig) -> Built:
     """Encodes CIFAR-10's pictures and writes both indexes to `folder`."""
-    refuse_dense(config, encoder, len(pictures.pixels))
+    refuse_unfit(config, encoder, len(pictures.pixels))
     hashes = [hashlib.sha256(p.tobytes()).hexdigest() for p in pictures.pixels]
     with writing(folder, "index"):
         journal = Journal(folder, encoder)
@@ -81,7 +84,7 @@ def index_pictures(folder: Path, pictures: Cifar10, encoder: Encoder, config: In
 def index_bundled(folder: Path, embeddings: SplitEmbeddings, encoder: Encoder, config: IndexConfig) -> Built:
     """Indexes the embeddings of CIFAR-10's test pictures that ship with the encoder."""
     n = len(embeddings.X)
-    refuse_dense(config, encoder, n)
+    refuse_unfit(config, encoder, n)
     names = list(encoder.concepts)
     described = Described(
         paths=[f"cifar10/test/{i:05d}" for i in range(n)],
@@ -112,7 +115,7 @@ def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig
         raise SparsightError(f"no pictures in {path_text(root)}: none of its files is named as {names}{why}")
     if labels and not any(folder_labels(found, root)[1]):
         raise SparsightError(f"no class folders in {path_text(root)}: with --labels folders, pictures lie in one each")
-    refuse_dense(config, encoder, len(found))
+    refuse_unfit(config, encoder, len(found))
     with writing(folder, "index"):
         journal = Journal(folder, encoder)
         read = encode_files(found, encoder, journal, config.batch_size)
@@ -171,11 +174,13 @@ def write_index(
     config = fitted(config, X, dictionary.D)
     with progress("code", len(X)) as step:
         codes = encode_sparse(X, dictionary.D, config.coder, device=encoder.device, progress=step)
+    quantiser, residuals = make_residuals(X, codes.W, dictionary.D, config.residual)
     meta = index_meta(encoder, dictionary, source, config, templates)
     contents = Contents(
         meta=meta,
-        pictures=Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described),
+        pictures=Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described, residuals=residuals),
         dictionary=dictionary,
+        quantiser=quantiser,
         classes=Classes(list(source.classes), encoder.encode_concepts(source.classes, templates)),
         means=means,
         skipped=skipped,
@@ -225,6 +230,8 @@ def index_meta(
         coder=config.coder,
         dense_factory=config.dense,
         dense_recall=config.recall,
+        residual=config.residual,
+        keeps_vectors=config.vectors,
     )
 
 

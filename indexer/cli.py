@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from training.terminal import printable
 if TYPE_CHECKING:
     from indexer.build import Built
     from indexer.update import Added
+    from training.data.cifar10 import Pictures as Cifar10
+    from training.encoders import Encoder
 
 
 exclude_option = click.option(
@@ -80,6 +83,18 @@ exclude_option = click.option(
     help="Weigh the concepts that the penalty chose by least squares, without its shrinkage.",
 )
 @click.option("--dense", default=IndexConfig.dense, show_default=True, help="A FAISS index_factory description.")
+@click.option(
+    "--residual",
+    default=IndexConfig.residual,
+    metavar="FACTORY",
+    help="Keep beside the concepts what they leave of an embedding, as a FAISS product quantiser: PQ16, or "
+    "OPQ24_240,PQ24 (24 bytes a picture). Mode sparse then finds nearly what dense does.",
+)
+@click.option(
+    "--no-vectors",
+    is_flag=True,
+    help="Keep no exact embeddings: a small index, which answers in mode sparse alone.",
+)
 @exclude_option
 @click.option(
     "--recall",
@@ -104,6 +119,8 @@ def index(
     absolute: bool,
     refit: bool,
     dense: str,
+    residual: str,
+    no_vectors: bool,
     exclude: tuple[str, ...],
     recall: float,
     bundled: bool,
@@ -117,12 +134,13 @@ def index(
     what has the content of another, is skipped and listed.
     """
     _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
+    if no_vectors and dense != IndexConfig.dense:
+        raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
     from indexer.build import index_bundled, index_folder, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns, max_pixels
-    from training.data.cifar10 import MissingDataError, load_cifar10
     from training.device import pick_device
-    from training.encoders import has_test_embeddings, load_test_embeddings, open_encoder, open_for_photographs
+    from training.encoders import load_test_embeddings, open_encoder, open_for_photographs
 
     patterns, chosen = check_patterns(exclude), pick_device(device)
     max_pixels()  # a fault in its variable is told before any work
@@ -132,24 +150,33 @@ def index(
     concepts = concepts or (None if l1 or loaded.concepts else READABLE)
     merge = merge or (SAME if loaded.concepts else NEAR_SYNONYMS)
     config = IndexConfig(dictionary, templates or None, patterns, dense, recall, concepts, merge, coder)
+    config = replace(config, residual=residual, vectors=not no_vectors)
     tell(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}")
     concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
         return _print_built(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
-    try:
-        pictures = None if bundled else load_cifar10(data_dir)
-    except MissingDataError as e:
-        if not has_test_embeddings(loaded):
-            raise
-        click.echo(
-            f"{e}.\nIndexing the bundled embeddings of the 10,000 test pictures instead (no thumbnails).", err=True
-        )
-        pictures = None
+    pictures = None if bundled else _cifar10(data_dir, loaded)
     if pictures is None:
         built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
         built = index_pictures(index_dir, pictures, loaded, config)
     _print_built(index_dir, built)
+
+
+def _cifar10(data_dir: Path, encoder: Encoder) -> Cifar10 | None:
+    """CIFAR-10's pictures; None, and a word of it, where they are not there but the encoder brings embeddings."""
+    from training.data.cifar10 import MissingDataError, load_cifar10
+    from training.encoders import has_test_embeddings
+
+    try:
+        return load_cifar10(data_dir)
+    except MissingDataError as e:
+        if not has_test_embeddings(encoder):
+            raise
+        click.echo(
+            f"{e}.\nIndexing the bundled embeddings of the 10,000 test pictures instead (no thumbnails).", err=True
+        )
+        return None
 
 
 def _refuse_senseless(
@@ -342,6 +369,8 @@ def _print_built(index_dir: Path, built: Built) -> None:
     click.echo(
         f"{shown_path(index_dir)}: {meta.n} pictures, {meta.m} concepts, "
         f"{meta.nnz / max(1, meta.n):.2f} concepts a picture ({meta.embedded})"
+        + (f", residuals by {meta.residual}" if meta.residual else "")
+        + ("" if meta.keeps_vectors else ", no exact embeddings")
     )
 
 

@@ -31,7 +31,8 @@ class IndexConfig:
     """Settings of an index. templates: the prompts of a concept, None for the encoder's own. exclude: patterns of files
     and folders that are left out. dense: the dense index, as FAISS's `index_factory` describes it; recall: the share of
     the k best that it is to find. concepts: how many a picture is to have on average; None leaves that to the coder's
-    penalty. merge: the cosine from which two concepts of the dictionary are one.
+    penalty. merge: the cosine from which two concepts of the dictionary are one. residual: what is kept of an embedding
+    beside its concepts, as FAISS describes product quantisers, "" for nothing. vectors: whether embeddings are kept.
 
     Its codes are refitted: the penalty chooses the concepts, least squares weighs them (Gauss-Lasso), so that a sparse
     score is as large as the cosine that it stands for.
@@ -46,3 +47,5 @@ class IndexConfig:
     merge: float = SAME
     coder: CoderConfig = field(default_factory=lambda: CoderConfig(refit=True))
     batch_size: int = 500
+    residual: str = ""
+    vectors: bool = True

@@ -22,6 +22,7 @@ from indexer.config import IndexConfig
 from indexer.encode import FilesRead, Seen, encode_files
 from indexer.pictures import Excluded, Skipped, find_pictures, folder_labels, hash_files
 from indexer.plan import Plan, plan_addition
+from indexer.residual import code_residuals
 from indexer.store import (
     Change,
     Classes,
@@ -39,6 +40,7 @@ from indexer.store import (
 from indexer.store.chance import index_chance
 from indexer.store.familiarity import index_familiarity
 from indexer.store.naming import existing_file, is_id, pictures_at
+from indexer.store.residuals import read_quantiser
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
 from training.errors import CallError, SparsightError
@@ -221,7 +223,9 @@ def _change(
             codes = encode_sparse(X, store.dictionary(), store.meta.coder, device=encoder.device, progress=step)
         described = describe_files(paths, read, journal, None)
         described = replace(described, splits=[places[p][0] for p in paths], labels=[places[p][1] for p in paths])
-        added = Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described)
+        quantiser = read_quantiser(store)
+        residuals = code_residuals(X, codes.W, store.dictionary(), quantiser) if quantiser else None
+        added = Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described, residuals=residuals)
     held = set(store.skipped()) if skipped else set()
     return Change(
         removed=plan.removed,

@@ -7,9 +7,11 @@ The rule (docs/search.md tells it for people):
   u = v − max(0, v·p) p. The score is x·p − Σ |a| max(0, x·u). Whatever is asked for less than nothing, as "truck" less
   "fire engine" would be by a plain sum, so stays what was asked for. Where nothing is wanted, p is the sum itself.
 - In dense and hybrid mode x is the embedding, and a concept is its atom. In sparse mode x is w D, and a concept counts
-  by the picture's own weight of it; beside concepts p keeps its length, Σ a v, so that weights compare.
+  by the picture's own weight of it; beside concepts p keeps its length, Σ a v, so that weights compare. Where the index
+  keeps residuals x is x̂ = scale · (w D + r̂) in sparse mode, and every picture is scored, by tables. A query of
+  concepts alone is by the weights still.
 - A score's parts: w_j (D q)_j for each concept of the picture, q = p − Σ |a| u over the u that count, and what lies
-  outside all concepts, (x − w D)·q.
+  outside all concepts, (x − w D)·q. With residuals in sparse mode, scale · w_j (D q)_j and scale · r̂·q.
 - Hybrid: candidates from the sparse index, scored by their embeddings.
 """
 
@@ -52,6 +54,11 @@ class Wanted:
     against: Sequence[tuple[float, np.ndarray, np.ndarray]] = ()
     only_concepts: bool = False
 
+    @property
+    def is_look_up(self) -> bool:
+        """Whether concepts alone are asked for, whose weights the postings hold."""
+        return not self.p.any() and not self.against
+
 
 @dataclass
 class Ranked:
@@ -86,14 +93,14 @@ def answer_query(
     others: dict[int, list[int]] = {}
     groups = MANY * query.k if query.diverse else query.k
     while query.group_by:
-        places, others = grouped(engine.store, ranked.ids.tolist(), query.group_by, groups)
+        places, others = grouped(engine, ranked.ids.tolist(), query.group_by, groups)
         if len(places) == groups or len(ranked.ids) < few:
             ranked = ranked.take(places)
             break
         few *= 4
         ranked = _ranked(engine, wanted, query, few, allowed)
     if query.diverse:
-        X = engine.store.embeddings_of(ranked.ids.tolist())
+        X = engine.vectors_of(ranked.ids.tolist())
         ranked = ranked.take(diversified(X, ranked.scores, query.diverse, query.k))
     ranked = ranked.take(np.arange(min(query.k, len(ranked.ids))))
     judge = chance() if judged(query) and len(ranked.ids) else None
@@ -224,10 +231,17 @@ def _held(engine: Engine, wanted: Wanted) -> Scores | None:
         return None
 
     def score(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes = engine.codes_of(ids.tolist())
-        plain = np.array([float(c.weights @ wanted.s[c.ids]) for c in codes])
-        loss = [sum(a * max(0.0, float(c.weights @ Du[c.ids])) for a, _, Du in wanted.against) for c in codes]
-        return plain, plain - np.array(loss)
+        codes = engine.codes_of(ids.tolist(), residual=False)
+        kept = engine.residuals
+        at = engine.places_of(ids)
+
+        def products(t: np.ndarray, s: np.ndarray) -> np.ndarray:
+            held = np.array([float(c.weights @ s[c.ids]) for c in codes])
+            return held if kept is None else kept.scales[at] * (held + kept.products(t, at))
+
+        plain = products(wanted.p, wanted.s)
+        losses = (a * np.maximum(0, products(u, Du)) for a, u, Du in wanted.against)
+        return plain, plain - sum(losses, np.zeros(len(at)))
 
     return score
 
@@ -244,7 +258,13 @@ def _embedded(engine: Engine, wanted: Wanted) -> Scores:
 
 
 def _sparse(engine: Engine, wanted: Wanted, size: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The best `size` pictures of the inverted index by s, of those that are allowed."""
+    """The best `size` pictures of the inverted index by s, of those that are allowed; with residuals by x̂."""
+    if engine.store.meta.residual and not wanted.is_look_up and engine.residuals is not None:
+        scores, ids = engine.residuals.scores(wanted.p, wanted.s), engine.store.image_ids
+        if allowed is not None:
+            scores, ids = scores[allowed[ids]], ids[allowed[ids]]
+        best = top_k(scores, size, ids)
+        return ids[best], scores[best]
     inverted = _inverted(engine, wanted)
     n = len(engine.store)
     share = 1.0 if allowed is None else max(int(allowed.sum()), 1) / n
@@ -288,17 +308,26 @@ def _hits(
 ) -> list[Hit]:
     """Hits with their parts, in the order given."""
     ids = ranked.ids.tolist()
-    codes = engine.codes_of(ids)
+    codes = engine.codes_of(ids, residual=False)
     X = None if mode == "sparse" else engine.store.embeddings_of(ids).astype(np.float64)
+    kept = engine.residuals if X is None and engine.store.meta.residual and not wanted.is_look_up else None
+    places = engine.places_of(ids)
     hits = []
     for at, (row, code) in enumerate(zip(engine.store.images(ids), codes, strict=True)):
-        q = wanted.s.copy()
+        place = places[at : at + 1]
+        if kept is not None:
+            code = code._replace(scale=float(kept.scales[place][0]))
+        q, direction = wanted.s.copy(), wanted.p.copy()
         for a, u, Du in wanted.against:
             held = code.weights @ Du[code.ids] if X is None else X[at] @ u
+            if kept is not None:
+                held += kept.products(u, place)[0]
             q -= a * Du * (held > 0)
+            direction = direction - a * u * (held > 0)
         parts = contributions(code, q, engine.names)
         total = sum(part.contribution for part in parts)
-        score = total if X is None else float(ranked.scores[at])
+        rest = 0.0 if kept is None else code.scale * float(kept.products(direction, place)[0])
+        score = total + rest if X is None else float(ranked.scores[at])
         chance = judge.of(float(ranked.plain[at]), mode) if judge else None
         hits.append(
             Hit(
@@ -308,7 +337,7 @@ def _hits(
                 path=row.path,
                 label=row.label,
                 concepts=parts,
-                rest=0.0 if X is None else score - total,
+                rest=score - total,
                 chance=chance,
                 matches=chance is None or chance <= LEVEL,
                 others=others.get(row.image_id, []),

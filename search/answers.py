@@ -19,10 +19,16 @@ Thumbnails = Callable[[Sequence[int]], dict[int, bytes]]  # ids → JPEGs, of th
 
 
 class Code(NamedTuple):
-    """The code of one picture, a row of W: its nnz concepts, and how much of each it holds."""
+    """The code of one picture, a row of W: its nnz concepts, and how much of each it holds.
+
+    residual, scale: where the index keeps residuals, scale · (w D + residual) is the unit vector that stands for the
+    picture; else w D does.
+    """
 
     ids: np.ndarray  # (nnz,) integers
     weights: np.ndarray  # (nnz,) float32, above 0
+    residual: np.ndarray | None = None  # (d,) float32
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Hit:
 
     rank: from 1; id: the picture's in the index; path: where its file was; label: None where it has none.
     concepts: those of its code, the largest contribution first; rest: the part of the score that lies outside all
-    concepts, 0 in sparse mode. The contributions and the rest add up to the score.
+    concepts; in sparse mode that of the residual, 0 in an index that keeps none. The contributions and the rest add up
+    to the score.
     chance: how often an unrelated text finds a picture of this score, None where that was not asked; matches: whether
     that is rare enough. others: pictures that this one stands for, where hits are grouped.
     """
@@ -125,14 +132,15 @@ class Classification:
     """The class of a picture.
 
     label: the class with the highest score; scores: every class with its score, the highest first; concepts: what
-    each concept of the picture adds to the score of `label`. familiarity: the share of the pictures that are known that
-    lie as far out as this one, None where too few are known to tell; where it is so small that the class means little,
-    notes say so.
+    each concept of the picture adds to the score of `label`; rest: what lies outside them adds. familiarity: the share
+    of the pictures that are known that lie as far out as this one, None where too few are known to tell; where it is so
+    small that the class means little, notes say so.
     """
 
     label: str
     scores: list[tuple[str, float]]
     concepts: list[ConceptWeight]
+    rest: float = 0.0
     familiarity: float | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -151,19 +159,23 @@ class Explanation:
     """Why a picture x with the code w has its scores for a text t.
 
     dense_score: x·t; sparse_score: (w D)·t, the sum of the contributions; cosine: of x and w D, how much of the
-    embedding the concepts hold. The rest is told for a text that was asked for. rank: among all pictures by x·t, from
-    1; ranks_without: for each concept the rank that it would have without what that adds. k: of how many hits it may be
-    one; short: what its score lacks to be among these, 0 for a hit; would_help: concepts that would bring it there,
-    each with the weight that would have to be added, the least first. familiarity, notes: as of a `Classification`.
+    embedding the concepts hold. In an index with residuals x̂ stands for w D, and rest is what the residual adds to the
+    sparse score; in one without embeddings the dense score and the cosine of its pictures are not known: None. What
+    follows is told for a text that was asked for. rank: among all pictures by x·t, or where no embeddings are kept by
+    the sparse score, from 1; ranks_without: for each concept the rank that it would have without what that adds. k: of
+    how many hits it may be one; short: what its score lacks to be among these, 0 for a hit; would_help: concepts that
+    would bring it there, each with the weight that would have to be added, the least first. familiarity,
+    notes: as of a `Classification`.
     """
 
     target: str
     label: str | None
     text: str
-    dense_score: float
+    dense_score: float | None
     sparse_score: float
-    cosine: float
+    cosine: float | None
     concepts: list[ConceptWeight]
+    rest: float = 0.0
     rank: int | None = None
     ranks_without: list[tuple[str, int]] = field(default_factory=list)
     k: int = 0
@@ -176,7 +188,8 @@ class Explanation:
         """Where it stands, and what would bring it among the first k, a sentence each; none without a text."""
         if self.rank is None:
             return []
-        said = [f"It ranks {ordinal(self.rank)} by its dense score."]
+        by = "sparse" if self.dense_score is None else "dense"
+        said = [f"It ranks {ordinal(self.rank)} by its {by} score."]
         if self.short:
             more = [f"{weight:.2g} more of {name}" for name, weight in self.would_help]
             more += [f"without {name}" for name, rank in self.ranks_without if rank <= self.k]
@@ -230,12 +243,12 @@ def ordinal(n: int) -> str:
 
 
 def contributions(code: Code, s: np.ndarray, names: Sequence[str]) -> list[ConceptWeight]:
-    """What each concept of a code adds to its score w·s, the largest in size first.
+    """What each concept of a code adds to its score, scale · w·s, the largest in size first.
 
     s (m,): the score of each concept, D t; names: of all m concepts.
     """
     parts = [
-        ConceptWeight(names[j], float(w), float(w * c))
+        ConceptWeight(names[j], float(w), float(w * c * code.scale))
         for j, w, c in zip(code.ids, code.weights, s[code.ids], strict=True)
     ]
     return sorted(parts, key=lambda part: -abs(part.contribution))

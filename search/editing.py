@@ -2,7 +2,8 @@
 
 A code is changed by hand, w → w′, and everything that follows from codes is computed anew: classes from (w′ D)·T,
 neighbours from the sparse index by w′ D, the rank for a text from (w′ D)·t among all pictures' (w D)·t. It is the
-intervention of SpLiCE (Bhalla et al. 2024).
+intervention of SpLiCE (Bhalla et al. 2024). Where the index keeps residuals, a picture's stays as it is, and what
+stands for it is normalised anew.
 """
 
 from __future__ import annotations
@@ -25,21 +26,15 @@ def edit_code(code: Code, without: Sequence[int], with_: Mapping[int, float]) ->
     weights = dict(zip(code.ids.tolist(), code.weights.tolist(), strict=True))
     weights = {j: w for j, w in (weights | dict(with_)).items() if j not in set(without) and w > 0}
     ids = np.array(sorted(weights), np.int64)
-    return Code(ids, np.array([weights[j] for j in ids.tolist()], np.float32))
+    return code._replace(ids=ids, weights=np.array([weights[j] for j in ids.tolist()], np.float32))
 
 
 def edited(engine: Engine, code: Code, changed: Code, t: np.ndarray | None, image_id: int | None) -> Edit:
     """What two codes of a picture mean. t (d,): a text's vector, for ranks; image_id: the picture, which is no
     neighbour of its own."""
-    totals = None if t is None else of_others(engine, sparse_scores(engine, t), image_id)
+    totals = None if t is None else of_others(engine, engine.sparse_scores(t), image_id)
+    changed = engine.scaled(changed)
     return Edit(_state(engine, code, t, totals, image_id), _state(engine, changed, t, totals, image_id))
-
-
-def sparse_scores(engine: Engine, t: np.ndarray) -> np.ndarray:
-    """(n,) the score (w D)·t of every picture, in the order of their ids."""
-    with engine.store.damage():
-        found = engine.inverted.search(engine.D @ t, len(engine.store))
-    return found.scores[np.argsort(found.ids)]
 
 
 def of_others(engine: Engine, scores: np.ndarray, image_id: int | None) -> np.ndarray:
@@ -55,11 +50,13 @@ def rank_of(score: float, others: np.ndarray) -> int:
 def place_among(
     engine: Engine, score: float, t: np.ndarray, parts: Sequence[ConceptWeight], image_id: int | None, k: int
 ) -> dict[str, Any]:
-    """Where a picture's score x·t stands among all others': the fields of an `Explanation` from `rank` on.
+    """Where a picture's score x·t, or its sparse score where no embeddings are kept, stands among all others': the
+    fields of an `Explanation` from `rank` on.
 
     A concept j would bring a picture that is `short` of the k best among them by the weight short / (D t)_j.
     """
-    others = of_others(engine, engine.dense_scores(t), image_id)
+    every = engine.dense_scores(t) if engine.store.meta.keeps_vectors else engine.sparse_scores(t)
+    others = of_others(engine, every, image_id)
     last = float(np.partition(others, -k)[-k]) if k <= len(others) else -np.inf
     short = max(0.0, last - score)
     s = engine.D @ t
@@ -82,6 +79,8 @@ def flips(engine: Engine, label: str) -> list[tuple[str, int]]:
     W = store.codes()[mine]
     of_class = engine.D @ classes.T.T  # (m, c): what a concept is worth to each class
     S = W @ of_class
+    if engine.residuals is not None:  # the scale changes no order
+        S = S + engine.residuals.decoded(np.flatnonzero(mine)) @ classes.T.T
     before = S.argmax(1)
     counts = np.zeros(len(engine.D), np.int64)
     for i, (start, end) in enumerate(zip(W.indptr[:-1], W.indptr[1:], strict=True)):
@@ -94,7 +93,7 @@ def flips(engine: Engine, label: str) -> list[tuple[str, int]]:
 def _state(
     engine: Engine, code: Code, t: np.ndarray | None, totals: np.ndarray | None, image_id: int | None
 ) -> EditState:
-    r = engine.decode(code) if len(code.ids) else np.zeros(engine.store.d, np.float32)
+    r = engine.decode(code)
     classes = engine.store.classes()
     scores = classes.T @ r if classes.names else np.zeros(0)
     order = np.argsort(-scores, kind="stable")

@@ -12,6 +12,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from indexer.store import Store
+    from search.engine import Engine
 
 NEAR = 0.95  # cosine from which two pictures may be near-duplicates
 ALIKE = 0.06  # root mean square difference of their grey thumbnails, of 1, up to which they are
@@ -33,7 +34,7 @@ def diversified(X: np.ndarray, scores: np.ndarray, diverse: float, k: int) -> li
     return chosen
 
 
-def grouped(store: Store, ids: Sequence[int], by: str, k: int) -> tuple[list[int], dict[int, list[int]]]:
+def grouped(engine: Engine, ids: Sequence[int], by: str, k: int) -> tuple[list[int], dict[int, list[int]]]:
     """Places of at most k of some pictures, one of each group, the first; and the ids of the others that it stands for.
 
     by: `label`, pictures without one being groups of their own; or `near`, near-duplicates: of a cosine of NEAR at the
@@ -41,7 +42,7 @@ def grouped(store: Store, ids: Sequence[int], by: str, k: int) -> tuple[list[int
     """
     places: list[int] = []
     others: dict[int, list[int]] = {}
-    first_of = _same_label(store, ids) if by == "label" else _near(store, ids)
+    first_of = _same_label(engine.store, ids) if by == "label" else _near(engine, ids)
     for at, i in enumerate(ids):
         if (first := first_of(at, places)) is not None:
             others.setdefault(ids[first], []).append(i)
@@ -65,9 +66,10 @@ def _same_label(store: Store, ids: Sequence[int]) -> FirstOf:
     return first_of
 
 
-def _near(store: Store, ids: Sequence[int]) -> FirstOf:
-    X = store.embeddings_of(ids)
-    thumbnails = store.thumbnails(ids)
+def _near(engine: Engine, ids: Sequence[int]) -> FirstOf:
+    X = engine.vectors_of(list(ids))
+    thumbnails = engine.store.thumbnails(ids)
+    is_exact = engine.store.meta.keeps_vectors
 
     @cache
     def grey(i: int) -> np.ndarray | None:
@@ -78,7 +80,7 @@ def _near(store: Store, ids: Sequence[int]) -> FirstOf:
         for place, cosine in zip(np.array(kept)[cosines >= NEAR].tolist(), cosines[cosines >= NEAR], strict=True):
             a, b = grey(ids[place]), grey(ids[at])
             if a is None or b is None:
-                is_same = bool(cosine > 1 - 1e-4)
+                is_same = is_exact and bool(cosine > 1 - 1e-4)  # of codes, many are equal
             else:
                 is_same = min(_difference(a, b), _difference(a, b[:, ::-1])) <= ALIKE
             if is_same:

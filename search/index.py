@@ -149,6 +149,10 @@ class Index:
                 notes.update((f"a picture that is searched by is {note}", None) for note in said)
             return x if query.resolved_mode != "sparse" else self._concepts_of(term.value, x, image_id)
 
+        if not self.store.meta.keeps_vectors and (query.terms or query.mode):
+            if query.fuse or query.mode in ("dense", "hybrid"):
+                self.store.meta.need_vectors(self.store.folder)
+            query = replace(query, mode="sparse")
         allowed = allowed_pictures(self.store, query, self.concept_id)
         found = answer_query(self._engine, query, vector_of, self.concept_id, allowed, self._unrelated)
         return replace(found, thumbnails=self.store.thumbnails, notes=list(notes))
@@ -184,12 +188,17 @@ class Index:
         if not names:
             raise CallError(f"{self.store.folder} has no classes: name some, as --classes cat,dog")
         x, image_id = self.embed_picture(picture)
+        if mode == "dense" and image_id is not None:
+            self.store.meta.need_vectors(self.store.folder)
         code = self._code(x, image_id)
         scores = T @ (x if mode == "dense" else self._engine.decode(code))
         order = np.argsort(-scores, kind="stable")
         concepts = contributions(code, self.D @ T[order[0]], self._engine.names)
+        rest = 0.0
+        if mode == "dense" or code.residual is not None:
+            rest = float(scores[order[0]]) - sum(part.contribution for part in concepts)
         ordered = [(names[i], float(scores[i])) for i in order]
-        return Classification(names[order[0]], ordered, concepts, *self._familiarity(x, image_id))
+        return Classification(names[order[0]], ordered, concepts, rest, *self._familiarity(x, image_id))
 
     def explain(self, picture: Picture, text: str | None = None, k: int = 10) -> Explanation:
         """What each concept of a picture adds to its score for a text; and why it is, or is not, one of the k best.
@@ -203,17 +212,21 @@ class Index:
         shown, t = (text, self.embed_text(text)) if text is not None else self._best_class(x)
         r = self._engine.decode(code)
         parts = contributions(code, self.D @ t, self._engine.names)
-        among = {} if text is None else place_among(self._engine, float(x @ t), t, parts, image_id, k)
+        dense = float(x @ t) if self.store.meta.keeps_vectors else None
+        score = float(r @ t) if dense is None else dense
+        among = {} if text is None else place_among(self._engine, score, t, parts, image_id, k)
+        is_exact = image_id is None or dense is not None
         row = None if image_id is None else self.store.images([image_id])[0]
         familiarity, notes = self._familiarity(x, image_id)
         return Explanation(
             target=row.path if row else as_target(picture),
             label=row.label if row else None,
             text=shown,
-            dense_score=float(x @ t),
+            dense_score=dense,
             sparse_score=float(r @ t),
-            cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)),
+            cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)) if is_exact else None,
             concepts=parts,
+            rest=0.0 if code.residual is None else code.scale * float(code.residual @ t),
             familiarity=familiarity,
             notes=notes,
             **among,
@@ -311,11 +324,12 @@ class Index:
         return self.text_encoder.encode_concepts([clean_text(name) for name in names], self.store.meta.templates)
 
     def embed_picture(self, picture: Picture) -> tuple[np.ndarray, int | None]:
-        """Picture → unit vector (d,), and its id where it is one of the index."""
+        """Picture → unit vector (d,), and its id where it is one of the index: then, where no embeddings are kept, what
+        its code gives back."""
         if is_bytes(picture):
             return self.embed_bytes(bytes(picture)), None
         if (image_id := self.picture_id(picture)) is not None:
-            return self.store.embeddings_of([image_id])[0], image_id
+            return self._engine.vectors_of([image_id])[0], image_id
         path = existing_file(str(picture))
         if path is None:
             raise SparsightError(f"{picture!s} is neither a file nor a picture of the index (an id or a path in it)")
@@ -368,6 +382,10 @@ class Index:
         """The share of known pictures that lie as far out as an embedding x (d,), and what is to be said of it."""
         from indexer.store.familiarity import LEVEL, index_familiarity
 
+        if (
+            image_id is not None and not self.store.meta.keeps_vectors
+        ):  # what is kept of it lies apart from any embedding
+            return None, []
         if not self._known:
             self._known = [index_familiarity(self.store, self._encoder_source)]
         if (known := self._known[0]) is None:
@@ -377,11 +395,14 @@ class Index:
         return share, [] if share > LEVEL else [f"unlike {known.of}: {100 * share:.2g} % of them lie as far out"]
 
     def _concepts_of(self, picture: str, x: np.ndarray, image_id: int | None) -> np.ndarray:
-        """What to search by in sparse mode for a picture x (d,): w D, normalised, so that its concepts decide."""
+        """What to search by in sparse mode for a picture x (d,): w D, normalised, so that its concepts decide, unless
+        the index has residuals, which x finds better than x̂ does."""
+        if self.store.meta.residual:
+            return x
         code = self._code(x, image_id)
-        if not len(code.ids):
-            raise SparsightError(f"{picture} has no concept of the index's dictionary: nothing to search by")
         r = self._engine.decode(code)
+        if not r.any():
+            raise SparsightError(f"{picture} has no concept of the index's dictionary: nothing to search by")
         return r / np.linalg.norm(r)
 
     def _code(self, x: np.ndarray, image_id: int | None) -> Code:

@@ -93,11 +93,14 @@ def _print_flips(flips: list[tuple[str, int]], as_json: bool) -> None:
 
 def _explanation_text(e: Explanation) -> str:
     label = f", labelled {e.label}" if e.label else ""
-    known = "" if e.familiarity is None else ": it is ".join([f"; familiarity {e.familiarity:.3f}", *e.notes])
+    known = "" if e.familiarity is None else ": it is ".join([f"familiarity {e.familiarity:.3f}", *e.notes])
+    holders = "the concepts and the residual hold" if e.rest else "the concepts hold"
+    held = "" if e.cosine is None else f"{holders} the picture's embedding to a cosine of {e.cosine:.3f}"
     lines = [
         printable(f"{e.target}{label}, for {e.text!r}:"),
-        f"dense score {e.dense_score:.3f}; sparse {e.sparse_score:.3f}, the sum of the contributions",
-        f"the concepts hold the picture's embedding to a cosine of {e.cosine:.3f}{known}",
+        ("" if e.dense_score is None else f"dense score {e.dense_score:.3f}; ")
+        + f"sparse {e.sparse_score:.3f}, the sum of the contributions",
+        *filter(None, ["; ".join(filter(None, [held, known]))]),
         *map(printable, e.in_words()),
     ]
     rows = [[c.name, f"{c.weight:.3f}", f"{c.contribution:+.3f}"] for c in e.concepts]
@@ -105,8 +108,12 @@ def _explanation_text(e: Explanation) -> str:
     if e.ranks_without:
         rows = [[*row, f"{rank:,}"] for row, (_, rank) in zip(rows, e.ranks_without, strict=True)]
         header.append("rank without it")
-    most = max((abs(c.contribution) for c in e.concepts), default=0) or 1.0
-    shares = [c.contribution / most for c in e.concepts]
+    adds = [c.contribution for c in e.concepts]
+    if e.rest:
+        rows.append(["the rest (residual)", "", f"{e.rest:+.3f}", ""][: len(header)])
+        adds.append(e.rest)
+    most = max(map(abs, adds), default=0) or 1.0
+    shares = [part / most for part in adds]
     lines.append(bar_table(rows, shares, header, 2) if rows else "no concept of the dictionary fits")
     return "\n".join(lines)
 

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.store.thumbnails import Place, Places, Thumbnails, append_thumbnails, write_thumbnails
-from indexer.store.vectors import DamagedVectors, Vectors, append_vectors, write_vectors
-from indexer.store.writer import Gathered
+from indexer.store.vectors import DamagedVectors, Gathered, Vectors, append_vectors, write_vectors
 
 X = unit_rows(60, 3, np.random.default_rng(0))
 

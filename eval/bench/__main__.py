@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from eval.bench import audit, coder, dense, encoders, familiarity, objective, page, pictures, scale, search
+from eval.bench import audit, coder, dense, encoders, familiarity, objective, page, pictures, residual, scale, search
 from eval.bench.common import Options, Section, table, versions
 from eval.machine import hardware
 
@@ -28,8 +28,9 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "encoders": encoders.run,
     "familiarity": familiarity.run,
     "audit": audit.run,
+    "residual": residual.run,
 }
-LONG = ("objective",)  # it trains encoders, for an hour: with --full or by its name alone
+LONG = ("objective", "residual")  # they train encoders, or encode pictures: with --full or by the name alone
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -68,11 +68,11 @@ def _cut(text: str) -> str:
 def export(out: Path, format: str, tables: str | None, index_dir: Path) -> None:
     """Writes the index as plain files to the new folder DIR, one file a table; `sparsight import` reads them."""
     from indexer.exchange.export import export_index
-    from indexer.exchange.tables import EXPORTED
+    from indexer.exchange.tables import EVERY
 
-    names = list(EXPORTED) if tables is None else list(dict.fromkeys(t.strip() for t in tables.split(",")))
-    if unknown := [name for name in names if name not in EXPORTED]:
-        raise CallError(f"--tables: no table {unknown[0]!r}; there are {', '.join(EXPORTED)}")
+    names = None if tables is None else list(dict.fromkeys(t.strip() for t in tables.split(",")))
+    if unknown := [name for name in names or () if name not in EVERY]:
+        raise CallError(f"--tables: no table {unknown[0]!r}; there are {', '.join(EVERY)}")
     rows = export_index(index_dir, out, format, names)
     for name, count in rows.items():
         click.echo(f"{out / name}.{format}: {count} rows")

@@ -12,10 +12,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from indexer.exchange.tables import EXPORT, EXPORTED, PART, part_path
+from indexer.exchange.tables import EVERY, EXPORT, PART, exported_tables, part_path
 from indexer.store import Store
 from indexer.store.database import quoted, refuse_unreadable_path, told_as
-from training.errors import SparsightError
+from training.errors import CallError, SparsightError
 from training.files import full_path, sync, sync_folder
 
 ROW_GROUP = 1 << 13  # rows that Parquet's writer holds in memory
@@ -24,13 +24,14 @@ Columns = dict[str, np.ndarray]
 
 
 def export_index(
-    folder: Path, out: Path, format: str = "parquet", tables: Sequence[str] = tuple(EXPORTED), *, part: int = PART
+    folder: Path, out: Path, format: str = "parquet", tables: Sequence[str] | None = None, *, part: int = PART
 ) -> dict[str, int]:
     """Writes tables of an index to the new folder `out`, which appears whole or not at all; returns rows by table.
 
     Everything comes from one state of the index, whatever another process commits meanwhile. format: parquet or jsonl;
-    part: how many rows of embeddings one file takes at most, thumbnails a sixteenth of it. Raises `SparsightError`
-    where `out` is a file or holds anything.
+    part: how many rows of embeddings one file takes at most, thumbnails a sixteenth of it. tables: all that the index
+    has without it. Raises `SparsightError` where `out` is a file or holds anything, `CallError` for a table that the
+    index does not have.
     """
     out = Path(os.path.realpath(full_path(out)))
     refuse_unreadable_path(out, "")
@@ -38,10 +39,14 @@ def export_index(
         raise SparsightError(f"{out} is there already, and not an empty folder: name a new one")
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     with Store(folder) as store:
+        held = exported_tables(store.meta)
+        for table in tables or ():
+            if table not in held:
+                raise CallError(f"--tables {table}: {folder} keeps none; it has {', '.join(held)}")
         try:
             partial.mkdir(parents=True)
             with told_as(lambda reason: f"cannot export {folder} to {out}: {reason}"):
-                rows = _write_tables(store, partial, format, tables, part)
+                rows = _write_tables(store, partial, format, held if tables is None else tables, part)
             sync_folder(partial)
             partial.rename(out)
             sync_folder(out.parent)
@@ -56,7 +61,7 @@ def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str], p
     con = store.con
     rows, parts = {}, {}
     for table in [t for t in tables if t != "meta"] + [t for t in tables if t == "meta"]:
-        columns = ", ".join(_written(c.name, c.type, format) for c in EXPORTED[table])
+        columns = ", ".join(_written(c.name, c.type, format) for c in EVERY[table])
         rows[table] = parts[table] = 0
         for source in _sources(store, table, parts, part):
             path = part_path(out, table, format, parts[table])

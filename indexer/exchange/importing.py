@@ -15,13 +15,15 @@ import numpy as np
 from scipy import sparse
 
 from indexer.coding import Dictionary, encode_sparse
-from indexer.exchange.tables import EXPORT, EXPORTED, FORMATS, NEW_IN_2, READABLE, part_path
+from indexer.exchange.tables import EVERY, EXPORT, FORMATS, NEW_IN_2, READABLE, part_path
+from indexer.residual import Coded, Quantiser, make_residuals, read_description
 from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
 from indexer.store.approximate import refuse_description
 from indexer.store.database import connect, open_database, quoted, refuse_unreadable_path, told_as
 from indexer.store.dense import FLAT
 from indexer.store.meta import DERIVED, LATER, MetaError, count_of, parse_meta
-from indexer.store.schema import FORMAT
+from indexer.store.residuals import coded_of, quantiser_of
+from indexer.store.schema import FORMAT, RESIDUAL
 from training.encoders import Means
 from training.errors import CallError, SparsightError
 from training.files import full_path
@@ -34,6 +36,7 @@ ACCEPTED = {
     "VARCHAR[]": r"VARCHAR\[\]",
 }
 OPTIONAL_META = (*DERIVED, *LATER, "next_id", "root")  # that an export need not have
+OPTIONAL = ("codes", "vectors", *RESIDUAL)  # tables that an export need not have, or not each has
 EARLIER = ("2", "3")  # formats of databases that can be taken over
 EARLIER_SOURCES = {  # where such a database has what an export calls by another name
     "codes": "(SELECT p.*, i.path, k.name AS concept FROM store.postings p LEFT JOIN store.images i USING (image_id) "
@@ -75,15 +78,17 @@ def _loaded(source: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, set[str]]
     try:
         if earlier:
             con.execute("USE memory")
-            yield con, {table for table in EXPORTED if _take(con, source, table)}
+            yield con, {table for table in EVERY if _take(con, source, table)}
         else:
-            yield con, {table for table in EXPORTED if _read(con, source, table)}
+            yield con, {table for table in EVERY if _read(con, source, table)}
     finally:
         con.close()
 
 
 def _take(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
-    """Loads a table of a database of an earlier format."""
+    """Loads a table of a database of an earlier format; False for one that none of them has."""
+    if table in RESIDUAL:
+        return False
     path = source / DATABASE
     with _reading(path):
         if table == "meta":
@@ -102,17 +107,17 @@ def _take(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
 
 
 def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
-    """Loads a table's files; False where the export has no codes."""
+    """Loads a table's files; False where the export has none of a table that it may do without."""
     path = next((p for f in FORMATS if (p := source / f"{table}.{f}").is_file()), None)
     if path is None:
-        if table == "codes":
+        if table in OPTIONAL:
             return False
-        raise SparsightError(f"{source} has no {table}.parquet or {table}.jsonl: export every table (but codes)")
+        raise _lacking(source, table)
     format, parts = path.suffix[1:], [path]
     while (more := part_path(source, table, format, len(parts))).is_file():
         parts.append(more)
     files = f"[{', '.join(quoted(_literal(p)) for p in parts)}]"
-    wanted = {c.name: c.type for c in EXPORTED[table]}
+    wanted = {c.name: c.type for c in EVERY[table]}
     with _reading(path):
         if format == "parquet":
             file = f"read_parquet({files}, hive_partitioning = false)"
@@ -123,8 +128,12 @@ def _read(con: duckdb.DuckDBPyConnection, source: Path, table: str) -> bool:
             options = "format = 'newline_delimited', hive_partitioning = false"
             file = f"read_json({files}, {options}, columns = {{{columns}}})"
             missing = set(_missing_in_first_line(path, wanted))
-            _create(con, path, table, file, {"jpeg": "from_base64(jpeg)"}, missing)
+            _create(con, path, table, file, {c: f"from_base64({c})" for c in wanted if wanted[c] == "BLOB"}, missing)
     return True
+
+
+def _lacking(source: Path, table: str) -> SparsightError:
+    return SparsightError(f"{source} has no {table}.parquet or {table}.jsonl: export every table (but codes)")
 
 
 def _create(
@@ -140,7 +149,7 @@ def _create(
     rows = con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
     found = {str(name): str(kind) for name, kind, *_ in rows if name not in missing}
     chosen = []
-    for c in EXPORTED[table]:
+    for c in EVERY[table]:
         if c.name not in found:
             if c.name in NEW_IN_2:
                 chosen.append(f"NULL::{c.type} AS {c.name}")
@@ -151,7 +160,7 @@ def _create(
             raise SparsightError(f"{path}: column {c.name} is {found[c.name]}, it must be {c.type}")
         chosen.append(f"({taken.get(c.name, c.name)})::{c.type} AS {c.name}")
     con.execute(f"CREATE TABLE {table} AS SELECT {', '.join(chosen)} FROM {source}")
-    for c in EXPORTED[table]:
+    for c in EVERY[table]:
         if not c.nullable:
             why = f"{c.name} is missing in a row"
             _refuse(con, path.name, f"SELECT 1 FROM {table} WHERE {c.name} IS NULL", why)
@@ -203,6 +212,13 @@ def _meta(rows: dict[str, str], source: Path, n: int, m: int, tables: set[str]) 
             refuse_description(meta.dense_factory, meta.d, n)
         except CallError as e:
             raise SparsightError(f"{source}: in meta, {e}; write Flat in its place") from e
+    if meta.keeps_vectors and "vectors" not in tables:
+        raise _lacking(source, "vectors")
+    if meta.residual:
+        try:
+            read_description(meta.residual, meta.d)
+        except CallError as e:
+            raise SparsightError(f"{source}: in meta, {e}") from e
     for table, parts in _parts(rows, source).items():
         if table in tables and parts > 1 and not any(part_path(source, table, f, parts - 1).is_file() for f in FORMATS):
             raise SparsightError(f"{source}: {table} has {parts} files, the last is missing; export again")
@@ -225,58 +241,96 @@ def _contents(con: duckdb.DuckDBPyConnection, source: Path, tables: set[str]) ->
         raise SparsightError(f"{source}: meta says d = {rows.get('d')}, it must be a whole number")
     _check(con, d, tables)
 
-    def column(sql: str) -> list:
-        return [row[0] for row in con.execute(sql).fetchall()]
-
     def vectors(sql: str) -> np.ndarray:
         flat = con.execute(f"SELECT unnest(v)::FLOAT AS v FROM ({sql})").fetchnumpy()["v"]
         return np.asarray(flat, np.float32).reshape(-1, d)
 
-    def of_images(name: str) -> list:
-        return column(f"SELECT {name} FROM images ORDER BY image_id")
-
-    ids = np.array(of_images("image_id"), np.int32)
-    X = vectors("SELECT embedding AS v FROM vectors ORDER BY image_id")
+    ids = np.array(_of_images(con, "image_id"), np.int32)
     D = vectors("SELECT atom AS v FROM concepts ORDER BY concept_id")
-    meta = _meta(rows, source, len(X), len(D), tables)
-    l1, gap = (np.array(of_images(name), np.float32) for name in ("l1", "gap"))
+    meta = _meta(rows, source, len(ids), len(D), tables)
+    X = np.zeros((len(ids), 0), np.float32)
+    if meta.keeps_vectors:
+        X = vectors("SELECT embedding AS v FROM vectors ORDER BY image_id")
+    l1, gap = (np.array(_of_images(con, name), np.float32) for name in ("l1", "gap"))
     if "codes" in tables:
         found = con.execute("SELECT image_id, concept_id, weight FROM codes WHERE weight > 0").fetchnumpy()
         places = np.searchsorted(ids, found["image_id"]), found["concept_id"]
         W = sparse.csr_matrix((found["weight"].astype(np.float32), places), shape=(len(X), len(D)))
+    elif not meta.keeps_vectors:
+        raise _lacking(source, "codes")
     else:
         codes = encode_sparse(X, D, meta.coder)
         W, l1, gap = codes.W, codes.l1, codes.gap
     means = {m: np.array(e, np.float32) for m, e in con.execute("SELECT modality, embedding FROM means").fetchall()}
-    thumbnails = "SELECT jpeg FROM images LEFT JOIN thumbnails USING (image_id) ORDER BY image_id"
-    described = Described(
-        paths=of_images("path"),
-        splits=of_images("split"),
-        labels=of_images("label"),
-        terms=of_images("term"),
-        hashes=of_images("content_hash"),
-        sizes=of_images("file_bytes"),
-        changed=of_images("file_changed"),
-        thumbnails=column(thumbnails),
-    )
+    held = _residuals(con, source, meta, tables, ids)
+    if meta.residual and held is None and not meta.keeps_vectors:
+        raise _lacking(source, "residuals")
+    quantiser, residuals = held or make_residuals(X, W, D, meta.residual)
     return Contents(
         meta=meta,
         ids=ids,
-        pictures=Pictures(X=X, W=W, l1=l1, gap=gap, described=described),
+        quantiser=quantiser,
+        pictures=Pictures(X=X, W=W, l1=l1, gap=gap, described=_described(con), residuals=residuals),
         dictionary=Dictionary(
-            names=column("SELECT name FROM concepts ORDER BY concept_id"),
-            aliases=[a or [] for a in column("SELECT aliases FROM concepts ORDER BY concept_id")],
-            parents=column("SELECT parent FROM concepts ORDER BY concept_id"),
+            names=_column(con, "SELECT name FROM concepts ORDER BY concept_id"),
+            aliases=[a or [] for a in _column(con, "SELECT aliases FROM concepts ORDER BY concept_id")],
+            parents=_column(con, "SELECT parent FROM concepts ORDER BY concept_id"),
             D=D,
-            source=next(iter(column("SELECT source FROM concepts")), ""),
+            source=next(iter(_column(con, "SELECT source FROM concepts")), ""),
         ),
         classes=Classes(
-            column("SELECT name FROM classes ORDER BY class_id"),
+            _column(con, "SELECT name FROM classes ORDER BY class_id"),
             vectors("SELECT embedding AS v FROM classes ORDER BY class_id"),
         ),
         means=Means(means["image"], means["text"]) if means else None,
         skipped=[Skip(*row) for row in con.execute("SELECT path, reason FROM skipped").fetchall()],
     )
+
+
+def _column(con: duckdb.DuckDBPyConnection, sql: str) -> list:
+    return [row[0] for row in con.execute(sql).fetchall()]
+
+
+def _of_images(con: duckdb.DuckDBPyConnection, name: str) -> list:
+    return _column(con, f"SELECT {name} FROM images ORDER BY image_id")
+
+
+def _described(con: duckdb.DuckDBPyConnection) -> Described:
+    thumbnails = "SELECT jpeg FROM images LEFT JOIN thumbnails USING (image_id) ORDER BY image_id"
+    return Described(
+        paths=_of_images(con, "path"),
+        splits=_of_images(con, "split"),
+        labels=_of_images(con, "label"),
+        terms=_of_images(con, "term"),
+        hashes=_of_images(con, "content_hash"),
+        sizes=_of_images(con, "file_bytes"),
+        changed=_of_images(con, "file_changed"),
+        thumbnails=_column(con, thumbnails),
+    )
+
+
+def _residuals(
+    con: duckdb.DuckDBPyConnection, source: Path, meta: IndexMeta, tables: set[str], ids: np.ndarray
+) -> tuple[Quantiser, Coded] | None:
+    """The quantiser and the residuals of the pictures `ids` (n,); None where the export has none of them."""
+    if not meta.residual or "codes" not in tables or not tables & set(RESIDUAL):
+        return None
+    if lacking := [table for table in RESIDUAL if table not in tables]:
+        raise _lacking(source, lacking[0])
+    axes = con.execute("SELECT direction FROM residual_axes ORDER BY axis").fetchall()
+    rows = con.execute("SELECT part, code, centroid FROM residual_centroids ORDER BY 1, 2").fetchall()
+    held = con.execute("SELECT image_id, scale, code FROM residuals ORDER BY image_id").fetchall()
+    try:
+        A = np.array([axis for (axis,) in axes], np.float32).reshape(len(axes), meta.d)
+        parts, codes = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
+        quantiser = quantiser_of(A, parts, codes, [np.array(row[2]) for row in rows])
+        shape = read_description(meta.residual, meta.d)
+        if (len(quantiser.C), quantiser.bits, len(A)) != shape[:3]:
+            raise ValueError(f"the quantiser is no {meta.residual}")
+        scales = np.array([row[1] for row in held], np.float32)
+        return quantiser, coded_of(ids, np.array([r[0] for r in held]), scales, [r[2] for r in held], quantiser)
+    except ValueError as e:
+        raise SparsightError(f"{source}: its residuals: {e}; export again") from e
 
 
 def _check(con: duckdb.DuckDBPyConnection, d: int, read: set[str]) -> None:
@@ -296,16 +350,19 @@ def _check(con: duckdb.DuckDBPyConnection, d: int, read: set[str]) -> None:
         sql = f"SELECT {key} FROM {table} WHERE {key} NOT BETWEEN 0 AND {count} - 1"
         _refuse(con, table, sql, f"{key} {{}} is not of 0, 1, 2, …")
     _refuse(con, "concepts", "SELECT max(source) FROM concepts HAVING min(source) <> max(source)", "{}: a 2nd source")
-    for table in ("vectors", "thumbnails"):
+    for table in sorted({"vectors", "thumbnails"} & read):
         _refuse(con, table, f"SELECT image_id FROM {table} GROUP BY 1 HAVING count(*) > 1", "image {} is there twice")
         _refuse(con, table, f"SELECT image_id FROM {table} ANTI JOIN images USING (image_id)", "no image has the id {}")
-    _refuse(con, "vectors", "SELECT image_id FROM images ANTI JOIN vectors USING (image_id)", "image {} has no row")
+    if "vectors" in read:
+        _refuse(con, "vectors", "SELECT image_id FROM images ANTI JOIN vectors USING (image_id)", "image {} has no row")
     for table, key, name in (
         ("vectors", "image_id", "embedding"),
         ("concepts", "concept_id", "atom"),
         ("classes", "class_id", "embedding"),
         ("means", "modality", "embedding"),
     ):
+        if table not in read:
+            continue
         sql = f"SELECT {key} FROM {table} WHERE len({name}) <> {d}"
         _refuse(con, table, sql, f"{key} {{}}: its {name} has not d = {d} numbers")
         square = f"list_inner_product({name}::DOUBLE[], {name}::DOUBLE[])"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from indexer.store.schema import TABLES, Column
+from indexer.store import IndexMeta
+from indexer.store.schema import RESIDUAL, TABLES, Column
 
 EXPORT = 2  # the version of these files; theirs alone, whatever the database's format
 READABLE = ("1", "2")  # 1 knows neither the size nor the time of change of files, nor their root folder
@@ -39,6 +40,15 @@ EXPORTED: dict[str, tuple[Column, ...]] = {
     "means": _plain("means"),
     "skipped": _plain("skipped"),
 }
+EVERY = EXPORTED | {table: _plain(table) for table in RESIDUAL}  # with those that only some indexes have
+
+
+def exported_tables(meta: IndexMeta) -> list[str]:
+    """The tables of an index that an export has: residuals and vectors where the index has any."""
+    held = EVERY if meta.residual else EXPORTED
+    return [table for table in held if meta.keeps_vectors or table != "vectors"]
+
+
 NEW_IN_2 = ("file_bytes", "file_changed")  # columns of `images`
 
 

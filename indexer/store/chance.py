@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from indexer.store.residuals import read_residuals
 from training.files import write_whole
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ transaction treaty trust turnover typology utility validity variance verb verdic
 
 @dataclass(frozen=True)
 class Chance:
-    """The best scores of unrelated texts: dense, sparse (t,), ascending."""
+    """The best scores of unrelated texts: dense, sparse (t,), ascending; dense is empty where there are no vectors."""
 
     dense: np.ndarray
     sparse: np.ndarray
@@ -112,21 +113,25 @@ def index_chance(store: Store, embed: Callable[[Sequence[str]], np.ndarray]) -> 
 
 def measure_chance(store: Store, T: np.ndarray) -> Chance:
     """The best score of each of some texts, unit rows T (t, d), among all pictures of an index that is not empty."""
-    S, W = (T @ store.dictionary().T).T.astype(np.float32), store.codes()
-    T = T.T.astype(np.float32)
+    T, residuals = T.T.astype(np.float32), read_residuals(store)
+    S, W = store.dictionary() @ T, store.codes()
     dense, sparse = [], []
     for start in range(0, len(store), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(store)))
-        dense.append((store.embeddings(rows) @ T).max(0))
-        sparse.append((W[rows[0] : rows[-1] + 1] @ S).max(0))
-    return Chance(*(np.sort(np.max(best, 0).astype(np.float64)) for best in (dense, sparse)))
+        if store.meta.keeps_vectors:
+            dense.append((store.embeddings(rows) @ T).max(0))
+        held = W[rows[0] : rows[-1] + 1] @ S if residuals is None else residuals.standing_for(rows) @ T
+        sparse.append(held.max(0))
+    best = (np.max(kind, 0) if kind else np.zeros(0) for kind in (dense, sparse))
+    return Chance(*(np.sort(scores.astype(np.float64)) for scores in best))
 
 
 def _key(store: Store) -> str:
     """What the scores of a text depend on, the pictures apart."""
     meta = store.meta
     words = hashlib.sha256("\0".join(unrelated_texts()).encode()).hexdigest()[:16]
-    return f"{meta.encoder_fingerprint} {meta.dictionary_fingerprint} {words}"
+    kept = f" {meta.residual_fingerprint} {meta.keeps_vectors}" if meta.residual or not meta.keeps_vectors else ""
+    return f"{meta.encoder_fingerprint} {meta.dictionary_fingerprint} {words}{kept}"
 
 
 def _sum(body: str) -> str:

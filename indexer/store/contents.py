@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from indexer.residual import Coded, Quantiser
 from indexer.store.meta import IndexMeta
 from indexer.store.vectors import RowSource
 from training.encoders import Means
@@ -82,13 +83,17 @@ class Described:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """n pictures: X (n, d) unit rows, W (n, m) CSR codes, l1 and gap (n,) of the codes, and what is known of them."""
+    """n pictures: X (n, d) unit rows, W (n, m) CSR codes, l1 and gap (n,) of the codes, and what is known of them.
+
+    residuals: what W D leaves of X, coded; None in an index without. X may have no columns where no vectors are kept.
+    """
 
     X: RowSource
     W: sparse.csr_matrix
     l1: np.ndarray
     gap: np.ndarray
     described: Described
+    residuals: Coded | None = None
 
     def __len__(self) -> int:
         return len(self.X)
@@ -108,7 +113,7 @@ class Contents:
 
     ids (n,) ascending: the pictures' where they are not 0 … n − 1. The counts and the files' names in `meta` are the
     writer's to fill in, but for next_id, which may be larger than the largest id asks for. means: what was subtracted
-    from the embeddings of each modality, if anything.
+    from the embeddings of each modality, if anything. quantiser: of the residuals, if there are any.
     """
 
     meta: IndexMeta
@@ -118,6 +123,7 @@ class Contents:
     means: Means | None = None
     skipped: Sequence[Skip] = ()
     ids: np.ndarray | None = None
+    quantiser: Quantiser | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

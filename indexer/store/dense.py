@@ -121,8 +121,9 @@ def _table(best: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarra
 def open_dense(store: Store) -> DenseIndex:
     """The dense index of a store. Where its file cannot be trusted it is built from the vectors, and kept if it can be.
 
-    Where too few pictures are left to train it, every row is scored.
+    Where too few pictures are left to train it, every row is scored. Raises `CallError` where no vectors are kept.
     """
+    store.meta.need_vectors(store.folder)
     vectors = store.vectors
     if store.meta.dense_factory == FLAT or not len(vectors):
         return FlatIndex(vectors, store.ids_by_row)

@@ -17,18 +17,20 @@ import numpy as np
 from safetensors import SafetensorError
 
 from indexer.coding import Dictionary, encode_sparse
+from indexer.residual import code_residuals
 from indexer.store import chance, familiarity, journal, lock
 from indexer.store.database import DATABASE, HINT, WAL
 from indexer.store.dense import FILE, FLAT, cached_dense
 from indexer.store.lenient import open_leniently
 from indexer.store.reader import Store
+from indexer.store.residuals import read_residuals
+from indexer.store.schema import RESIDUAL
 from indexer.store.vectors import Vectors
 from training.encoders import fingerprint_of
 from training.errors import SparsightError
 
 REPAIR, AGAIN = "`sparsight doctor --repair` mends it", "make the index anew with `sparsight index PATH`"
 DROPS = "`sparsight doctor --repair` drops those pictures, `sparsight add` takes them again"
-DERIVED = ("posting_blocks", "skipped")  # tables that an index can do without, or that follow from the others
 HINTS = {"dictionary": AGAIN, "classes": AGAIN, "vectors": f"{DROPS}; if none is left, {AGAIN}"}  # of unreadable ones
 SAMPLE = 64  # pictures that are coded again
 UNIT = 1e-3  # how far a norm may be from 1
@@ -76,16 +78,21 @@ def examine(folder: Path, *, ours: bool = False) -> list[Finding]:
 def _examine_database(store: Store, counts: list[str]) -> list[Finding]:
     """Each check reads the tables that it is named with; one of a table that cannot be read is not made."""
     unreadable = _unreadable(store)
-    faults = {"database": [Fault(f"{t} cannot be read: {why}", _hint(t)) for t, why in unreadable.items()]}
+
+    def hint(table: str) -> str:
+        return REPAIR if table in derived(store) else AGAIN
+
+    faults = {"database": [Fault(f"{t} cannot be read: {why}", hint(t)) for t, why in unreadable.items()]}
     if columns := store.bad_columns(store.d):
-        hint = AGAIN if any(c.split()[0] not in DERIVED for c in columns) else REPAIR
-        faults["database"].append(Fault(f"it has no column {', '.join(columns)}", hint))
+        hints = {hint(column.split()[0]) for column in columns}
+        faults["database"].append(Fault(f"it has no column {', '.join(columns)}", AGAIN if AGAIN in hints else REPAIR))
     else:
         faults["counts"] = [Fault(message) for message in counts]
         with suppress(SparsightError):  # a table that cannot be read was told of
-            faults["counts"] += _check_concept_counts(store)
+            faults["counts"] += check_concept_counts(store)
         needs = {"codes": {"ids", "vectors", "dictionary", "postings"}}  # else it would say the same again
-        for name, tables, check in CHECKS:
+        needs["residuals"] = {*needs["codes"], "codes", "counts"}
+        for name, tables, check in (*CHECKS, *(RESIDUALS if store.meta.residual else ())):
             if not unreadable.keys() & set(tables.split()) and not any(faults.get(n) for n in needs.get(name, ())):
                 try:
                     faults[name] = list(check(store))
@@ -107,13 +114,18 @@ def _sound(store: Store) -> dict[str, str]:
         "counts": f"{meta.n} pictures, {meta.m} concepts, {meta.nnz} postings",
         "ids": "unique, and each has a row of the vectors of its own",
         "paths": "unique",
-        "vectors": "of unit norm, every block with its checksum",
+        "vectors": "of unit norm, every block with its checksum" if meta.keeps_vectors else "none are kept",
         "thumbnails": "every one with its checksum",
         "dictionary": "atoms of unit norm, with its fingerprint",
         "classes": "of unit norm",
         "postings": "they unpack, every one of a picture and a concept that there is",
-        "codes": f"{min(SAMPLE, len(store))} pictures coded again agree",
-        "dense": "the vectors' file is the dense index" if is_flat else f"{FILE} holds the vectors",
+        "codes": f"{min(SAMPLE, len(store))} pictures coded again agree"
+        if meta.keeps_vectors
+        else "there are no vectors to code again",
+        "residuals": f"{meta.residual}, one for each picture, with its scale",
+        "dense": ("the vectors' file is the dense index" if is_flat else f"{FILE} holds the vectors")
+        if meta.keeps_vectors
+        else "there are no vectors for one",
     }
 
 
@@ -128,11 +140,12 @@ def _unreadable(store: Store) -> dict[str, str]:
     return out
 
 
-def _hint(table: str) -> str:
-    return REPAIR if table in DERIVED else AGAIN
+def derived(store: Store) -> tuple[str, ...]:
+    """The tables that an index can do without, or that follow from the others."""
+    return ("posting_blocks", "skipped", *RESIDUAL) if store.meta.keeps_vectors else ("skipped",)
 
 
-def _check_concept_counts(store: Store) -> Iterator[Fault]:
+def check_concept_counts(store: Store) -> Iterator[Fault]:
     differ = store.rows(
         "SELECT concept_id FROM concepts LEFT JOIN (SELECT concept_id, sum(count) AS held FROM posting_blocks "
         "GROUP BY 1) USING (concept_id) WHERE images IS DISTINCT FROM coalesce(held, 0)"
@@ -173,6 +186,8 @@ def _check_paths(store: Store) -> Iterator[Fault]:
 
 
 def _check_vectors(store: Store) -> Iterator[Fault]:
+    if not store.meta.keeps_vectors:
+        return
     bad_blocks, bad_rows = bad_vectors(store.vectors)
     if bad_blocks:
         rows = store.vector_rows // store.meta.vector_block
@@ -235,7 +250,7 @@ def _check_codes(store: Store) -> Iterator[Fault]:
     """Two codes of x within the gap tol differ by 2 √tol at most once put together, each weight by its rounding."""
     coder = store.meta.coder
     rows = np.unique(np.linspace(0, len(store) - 1, min(SAMPLE, len(store))).astype(np.int64))
-    if not len(rows):
+    if not len(rows) or not store.meta.keeps_vectors:
         return
     D, W = store.dictionary(), store.codes()[rows]
     again = encode_sparse(store.embeddings(rows), D, coder).W
@@ -247,8 +262,28 @@ def _check_codes(store: Store) -> Iterator[Fault]:
         yield Fault(f"{len(bad)} of {len(rows)} pictures (the first: {first}) have other codes than the coder gives")
 
 
+def _check_residuals(store: Store) -> Iterator[Fault]:
+    hint = REPAIR if store.meta.keeps_vectors else AGAIN
+    try:
+        if (kept := read_residuals(store)) is None:
+            return
+        for start, R in kept.blocks():
+            if bad := [i for i in not_unit(R) if kept.scales[start + i]]:
+                yield Fault(f"the scale of picture {store.image_ids[start + bad[0]]} is not that of its residual", hint)
+                return
+    except SparsightError as e:
+        yield Fault(cause(e), hint)
+        return
+    rows = np.unique(np.linspace(0, len(store) - 1, min(SAMPLE, len(store))).astype(np.int64))
+    if len(rows) and store.meta.keeps_vectors:
+        again = code_residuals(store.embeddings(rows), kept.W[rows], kept.D, kept.quantiser)
+        differ = (again.codes != kept.coded.codes[rows]).any(1)
+        if differ.sum() > len(rows) // 10:  # near ties show where the weights were rounded
+            yield Fault(f"{differ.sum()} of {len(rows)} pictures have other residuals than the quantiser gives", hint)
+
+
 def _check_dense(store: Store) -> Iterator[Fault]:
-    if store.meta.dense_factory != FLAT and cached_dense(store) is None:
+    if store.meta.keeps_vectors and store.meta.dense_factory != FLAT and cached_dense(store) is None:
         what = "is missing" if not os.path.lexists(store.folder / FILE) else "is damaged, or of other vectors"
         yield Fault(f"{FILE} {what}", f"the next dense search builds it, or {REPAIR}")
 
@@ -264,6 +299,7 @@ CHECKS: tuple[tuple[str, str, Check], ...] = (  # name, the tables that it reads
     ("codes", "posting_blocks images concepts vector_blocks", _check_codes),
     ("dense", "vector_blocks", _check_dense),
 )
+RESIDUALS: tuple[tuple[str, str, Check], ...] = (("residuals", "posting_blocks images concepts", _check_residuals),)
 
 
 def _examine_encoder(store: Store) -> Finding:

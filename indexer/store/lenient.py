@@ -56,7 +56,7 @@ def _true_counts(store: Store) -> dict[str, int]:
             "SELECT count(*), coalesce(max(image_id), -1), coalesce(max(vector_row), -1) FROM images"
         )[0]
         true["n"], true["next_id"] = n, max(meta.next_id, last + 1)
-        true["vector_rows"], true["vector_block"] = _true_rows(store, row + 1, true["d"])
+        true["vector_rows"], true["vector_block"] = _true_rows(store, row + 1, true["d"] if meta.keeps_vectors else 0)
         true["thumbnail_bytes"] = _true_thumbnail_bytes(store)
     with suppress(SparsightError):
         true["m"] = store.rows("SELECT count(*) FROM concepts")[0][0]

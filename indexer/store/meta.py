@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from indexer.config import CoderConfig
+from indexer.residual import SYNTAX
 from indexer.store.schema import FORMAT
+from training.errors import CallError
 
 MOST = 2**31  # ids are 32-bit
 
@@ -33,7 +36,9 @@ class IndexMeta:
     folders that are left out. encoder_…, trained_on: the encoder.
     dictionary, dictionary_fingerprint: where the concepts came from, and a SHA-256 over them. templates: the prompts
     of a concept. coder: the settings of the codes. dense_factory: the dense index, as FAISS describes it; dense_recall:
-    the share of the k best that it is to find.
+    the share of the k best that it is to find. residual: what is kept of an embedding beside its concepts, as FAISS
+    describes product quantisers, "" for nothing; residual_fingerprint: a SHA-256 over the quantiser. keeps_vectors:
+    whether the embeddings themselves are kept; the rows of the vectors' file are of no numbers where they are not.
     """
 
     generation: int = 0
@@ -62,6 +67,22 @@ class IndexMeta:
     dense_factory: str = "Flat"
     exclude: tuple[str, ...] = ()
     dense_recall: float = 0.95
+    residual: str = ""
+    residual_fingerprint: str = ""
+    keeps_vectors: bool = True
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row of the vectors' file."""
+        return self.d if self.keeps_vectors else 0
+
+    def need_vectors(self, folder: Path) -> None:
+        """Raises `CallError` where the index in a folder keeps no embeddings, for what cannot do without them."""
+        if not self.keeps_vectors:
+            raise CallError(
+                f"this needs exact embeddings, and {folder} keeps none (it was built with --no-vectors): search in "
+                "mode sparse, or build the index anew without --no-vectors"
+            )
 
     @property
     def dead(self) -> int:
@@ -79,7 +100,9 @@ COUNTS = (  # whole numbers; those that an export leaves out follow from the oth
     "generation", "n", "d", "m", "nnz", "next_id", "vector_rows", "vector_block", "thumbnail_bytes",
 )  # fmt: skip
 FILES = ("vectors_file", "thumbnails_file")
-LATER = ("exclude", "dense_recall")  # what the first indexes of this format do not say
+LATER = (  # what the first indexes of this format do not say
+    "exclude", "dense_recall", "residual", "residual_fingerprint", "keeps_vectors",
+)  # fmt: skip
 DERIVED = ("format", "generation", "nnz", "l1", "vector_rows", "vector_block", "thumbnail_bytes", *FILES)
 
 
@@ -157,6 +180,18 @@ def _share(key: str, text: str) -> float:
     return float(number)
 
 
+def _flag(key: str, text: str) -> bool:
+    if not isinstance(found := _json(key, text), bool):
+        raise MetaError(f"its {key} is {text[:40]!r}, neither true nor false")
+    return found
+
+
+def _description(key: str, text: str) -> str:
+    if text and not SYNTAX.fullmatch(text):
+        raise MetaError(f"its {key} is {text[:40]!r}, no product quantiser")
+    return text
+
+
 _PARSERS: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(COUNTS, _count),
     **dict.fromkeys(FILES, _file),
@@ -164,4 +199,6 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "exclude": _texts,
     "coder": parse_coder,
     "dense_recall": _share,
+    "residual": _description,
+    "keeps_vectors": _flag,
 }

@@ -19,7 +19,7 @@ from indexer.store.contents import Classes, Concept, ImageRow, Skip
 from indexer.store.database import DATABASE, HINT, ids_table, inode, open_database, read_meta_rows, stacked, told_as
 from indexer.store.meta import LATER, IndexMeta, MetaError, parse_meta
 from indexer.store.postings import Postings
-from indexer.store.schema import TABLES
+from indexer.store.schema import tables_of
 from indexer.store.thumbnails import Place, Thumbnails
 from indexer.store.vectors import DamagedVectors, Vectors
 from training.encoders import Means, TextEncoder
@@ -79,7 +79,8 @@ class Store:
 
     def bad_columns(self, d: int) -> list[str]:
         """The columns of the schema that are missing, or of another type."""
-        wanted = {(table, c.name, c.type.format(d=d)) for table, columns in TABLES.items() for c in columns}
+        tables = tables_of(self.meta.residual)
+        wanted = {(table, c.name, c.type.format(d=d)) for table, columns in tables.items() for c in columns}
         columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE database_name = 'store'"
         return sorted(" ".join(column) for column in wanted - set(self.rows(columns)))
 
@@ -206,7 +207,7 @@ class Store:
         path, block = self.folder / meta.vectors_file, max(1, meta.vector_block)
         try:
             with self.vectors_trusted():
-                return Vectors(path, meta.vector_rows, meta.d, block, crcs, check=self._checks)
+                return Vectors(path, meta.vector_rows, meta.width, block, crcs, check=self._checks)
         except OSError as e:
             raise self._unreadable(path, e) from e
 
@@ -241,8 +242,10 @@ class Store:
     def embeddings(self, places: np.ndarray | None = None) -> np.ndarray:
         """X (n, d), or the rows of it at some places (k,) of 0 … n − 1.
 
-        Where no picture was removed X is a view of the mapped file. Raises `SparsightError` for damaged blocks.
+        Where no picture was removed X is a view of the mapped file. Raises `SparsightError` for damaged blocks, and
+        `CallError` where the index keeps no embeddings.
         """
+        self.meta.need_vectors(self.folder)
         with self.vectors_trusted():
             if places is None and not self.meta.dead:
                 return self.vectors[:]
@@ -250,6 +253,7 @@ class Store:
 
     def embeddings_of(self, image_ids: Sequence[int]) -> np.ndarray:
         """Rows of X (len(image_ids), d), in their order."""
+        self.meta.need_vectors(self.folder)
         rows = np.array([row for _, row in self._of_pictures("image_id, vector_row", image_ids)], np.int64)
         with self.vectors_trusted():
             return self.vectors.take(rows)

@@ -17,15 +17,17 @@ import numpy as np
 from scipy import sparse
 
 from indexer.coding import Dictionary, encode_sparse
+from indexer.residual import Coded, Quantiser, code_residuals, learn_quantiser
 from indexer.store import doctor, journal, lock
 from indexer.store.contents import Contents, Described, ImageRow, Pictures, Skip
 from indexer.store.database import DATABASE, WAL, open_database
 from indexer.store.dense import FILE, FLAT, build_dense, cached_dense, save_dense
-from indexer.store.doctor import AGAIN, DERIVED
+from indexer.store.doctor import AGAIN, derived
 from indexer.store.lenient import open_leniently
 from indexer.store.reader import Store
-from indexer.store.vectors import Vectors
-from indexer.store.writer import Gathered, data_files, write_store
+from indexer.store.residuals import read_coded, read_quantiser
+from indexer.store.vectors import Gathered, Vectors
+from indexer.store.writer import data_files, write_store
 from training.errors import SparsightError
 from training.terminal import progress
 
@@ -64,7 +66,7 @@ def repair(folder: Path) -> list[str]:
 
 def _repair_dense(folder: Path) -> list[str]:
     with Store(folder) as store:
-        if store.meta.dense_factory == FLAT or cached_dense(store) is not None:
+        if store.meta.dense_factory == FLAT or not store.meta.keeps_vectors or cached_dense(store) is not None:
             return []
         save_dense(store, build_dense(store))
         return [f"built {FILE} from the vectors"]
@@ -114,7 +116,7 @@ class _Lost:
 def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str], _Lost]:
     """All that an index is to hold, and what was done to it; raises `SparsightError` where that cannot be derived."""
     done: list[str] = []
-    if bad := [c for c in store.bad_columns(store.d) if c.split()[0] not in DERIVED]:
+    if bad := [c for c in store.bad_columns(store.d) if c.split()[0] not in derived(store)]:
         raise SparsightError(f"it has no column {', '.join(bad)}")
     rows, vectors, dropped = _sound_pictures(store)
     if dropped:
@@ -124,12 +126,21 @@ def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str], _Lost
     pictures, X = [image for image, _ in rows], Gathered(vectors, places)
     ids = np.array([image.image_id for image in pictures], np.int64)
     l1, gap = (np.array([getattr(p, key) for p in pictures], np.float32) for key in ("l1", "gap"))
+    if not store.meta.keeps_vectors and (fault := next(doctor.check_concept_counts(store), None)):
+        raise SparsightError(f"{fault.message}, and it keeps no embeddings to make codes from")
     W = _salvage_codes(store, ids) if not faults & {"ids", "postings", "codes"} else None
+    coded_again = W is None
     if W is None:
+        if not store.meta.keeps_vectors:
+            raise SparsightError("its codes cannot be trusted, and it keeps no embeddings to make them from")
         with progress("code", len(X)) as step:
             codes = encode_sparse(X[:], dictionary.D, store.meta.coder, progress=step)
         W, gap, l1 = codes.W, codes.gap, codes.l1
         done.append(f"coded {len(X)} pictures again")
+    quantiser, residuals = None, None
+    if store.meta.residual:
+        kept = None if coded_again or "residuals" in faults else _salvage_residuals(store, ids)
+        quantiser, residuals = kept or _residuals_again(store, X, W, dictionary.D, done)
     skipped, lost = _salvage_skipped(store, done), _Lost()
     described = Described(
         paths=[p.path for p in pictures],
@@ -143,8 +154,9 @@ def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str], _Lost
     )
     contents = Contents(
         meta=store.meta,
-        pictures=Pictures(X=X, W=W, l1=l1, gap=gap, described=described),
+        pictures=Pictures(X=X, W=W, l1=l1, gap=gap, described=described, residuals=residuals),
         dictionary=dictionary,
+        quantiser=quantiser,
         classes=store.classes(),
         means=store.means(),
         skipped=skipped,
@@ -179,16 +191,17 @@ def _sound_rows(store: Store) -> tuple[Vectors, np.ndarray]:
     meta = store.meta
     path = store.folder / meta.vectors_file
     try:
-        held = path.stat().st_size // (4 * meta.d)
-        whole = min(meta.vector_rows, held)
+        whole = meta.vector_rows
+        if meta.keeps_vectors:
+            whole = min(whole, path.stat().st_size // (4 * meta.d))
         if whole < meta.vector_rows:  # cut off: the block that is not whole has no checksum
             whole -= whole % meta.vector_block
         crcs, known = _checksums(store, -(-whole // meta.vector_block))
-        vectors = Vectors(path, whole, meta.d, meta.vector_block, crcs)
+        vectors = Vectors(path, whole, meta.width, meta.vector_block, crcs)
     except (OSError, ValueError, ZeroDivisionError) as e:
         raise SparsightError(f"its embeddings in {meta.vectors_file} cannot be read: {e}") from e
     good = np.ones(whole, bool)
-    bad_blocks, bad_rows = doctor.bad_vectors(vectors)
+    bad_blocks, bad_rows = doctor.bad_vectors(vectors) if meta.keeps_vectors else ([], np.zeros(0, np.int64))
     good[bad_rows] = False
     for block in {*bad_blocks, *np.flatnonzero(~known).tolist()}:
         good[block * meta.vector_block : (block + 1) * meta.vector_block] = False
@@ -228,6 +241,32 @@ def _salvage_codes(store: Store, ids: np.ndarray) -> sparse.csr_matrix | None:
         return store.codes()[np.isin(store.image_ids, ids)]
     except SparsightError:
         return None
+
+
+def _salvage_residuals(store: Store, ids: np.ndarray) -> tuple[Quantiser, Coded] | None:
+    """The quantiser and the residuals of pictures; None where they cannot be read."""
+    try:
+        quantiser = read_quantiser(store)
+        return None if quantiser is None else (quantiser, read_coded(store, quantiser, ids))
+    except SparsightError:
+        return None
+
+
+def _residuals_again(
+    store: Store, X: Gathered, W: sparse.csr_matrix, D: np.ndarray, done: list[str]
+) -> tuple[Quantiser, Coded]:
+    """The residuals coded anew, by the quantiser that there is, or by one that is learnt anew."""
+    if not store.meta.keeps_vectors:
+        raise SparsightError("its residuals cannot be trusted, and it keeps no embeddings to make them from")
+    try:
+        quantiser = read_quantiser(store)
+    except SparsightError:
+        quantiser = None
+    if quantiser is None:
+        quantiser = learn_quantiser(X, W, D, store.meta.residual)
+        done.append("learnt the quantiser of the residuals again")
+    done.append(f"coded {len(X)} residuals again")
+    return quantiser, code_residuals(X, W, D, quantiser)
 
 
 def _salvage_skipped(store: Store, done: list[str]) -> Sequence[Skip]:

@@ -65,7 +65,17 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "vector_blocks": (Column("block", "INTEGER"), Column("crc", "UINTEGER")),  # checksums of the vectors' file
     "means": (Column("modality", "VARCHAR"), Column("embedding", "FLOAT[{d}]")),
     "skipped": (Column("path", "VARCHAR"), Column("reason", "VARCHAR")),
+    "residuals": (Column("image_id", "INTEGER"), Column("scale", "FLOAT"), Column("code", "BLOB")),
+    "residual_axes": (Column("axis", "INTEGER"), Column("direction", "FLOAT[{d}]")),
+    "residual_centroids": (Column("part", "INTEGER"), Column("code", "INTEGER"), Column("centroid", "FLOAT[]")),
 }
+RESIDUAL = ("residuals", "residual_axes", "residual_centroids")  # of an index that keeps residuals, and of no other
+
+
+def tables_of(residual: str) -> dict[str, tuple[Column, ...]]:
+    """The tables of an index with a residual of this description, "" for none."""
+    return {name: columns for name, columns in TABLES.items() if residual or name not in RESIDUAL}
+
 
 # The plain rows that the packed blocks stand for: (concept_id, image_id, weight).
 POSTINGS_VIEW = """
@@ -87,10 +97,10 @@ FROM lists;
 """
 
 
-def create_statements(d: int) -> str:
-    """SQL that makes the tables of an index with d dimensions."""
+def create_statements(d: int, residual: str) -> str:
+    """SQL that makes the tables of an index with d dimensions, and with residuals where they are described."""
     tables = (
         f"CREATE TABLE {name} ({', '.join(f'{c.name} {c.type.format(d=d)}' for c in columns)});"
-        for name, columns in TABLES.items()
+        for name, columns in tables_of(residual).items()
     )
     return "\n".join(tables) + POSTINGS_VIEW

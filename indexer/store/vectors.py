@@ -107,7 +107,7 @@ class Vectors:
         piece by piece does not fill the process's memory.
         """
         self._check(np.unique(rows // self.block))
-        if len(rows) and (np.diff(rows) > 0).all() and rows[-1] - rows[0] < CLOSE * len(rows):
+        if self.d and len(rows) and (np.diff(rows) > 0).all() and rows[-1] - rows[0] < CLOSE * len(rows):
             start, stop = int(rows[0]), int(rows[-1]) + 1
             return np.frombuffer(self._bytes(start, stop), "<f4").reshape(-1, self.d)[rows - start]
         return np.array(self._rows[rows])
@@ -122,9 +122,11 @@ class Vectors:
         memory; None in place of rows that are not as they were written."""
         for block in range(len(self._crcs)):
             start = block * self.block
-            data = self._bytes(start, min(start + self.block, self.count))
+            stop = min(start + self.block, self.count)
+            data = self._bytes(start, stop)
             sound = zlib.crc32(data) == self._crcs[block]
-            yield block, np.frombuffer(data, "<f4").reshape(-1, self.d) if sound else None
+            rows = np.frombuffer(data, "<f4").reshape(stop - start, self.d) if sound else None
+            yield block, rows
 
     def damaged_blocks(self) -> list[int]:
         """The blocks that are not as they were written; reads the whole file."""
@@ -157,6 +159,28 @@ class Vectors:
 
     def _crc(self, block: int) -> int:
         return zlib.crc32(self._bytes(block * self.block, min((block + 1) * self.block, self.count)))
+
+
+class Gathered:
+    """Some rows of a vectors' file as rows of their own, read when they are asked for."""
+
+    def __init__(self, vectors: Vectors, rows: np.ndarray):
+        self._vectors, self._rows = vectors, rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self._rows), self._vectors.d
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._vectors.take(self._rows[rows])
+
+
+def kept_rows(X: RowSource, width: int) -> RowSource:
+    """The rows as the vectors' file has them: X (n, width), or n rows of no numbers where it keeps none."""
+    return X if width else np.zeros((len(X), 0), np.float32)
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -38,9 +38,19 @@ from indexer.store.database import (
 from indexer.store.meta import IndexMeta
 from indexer.store.postings import Postings, pack_codes
 from indexer.store.reader import Store
+from indexer.store.residuals import insert_quantiser, insert_residuals, remove_residuals
 from indexer.store.schema import create_statements
 from indexer.store.thumbnails import CASTS, Places, append_thumbnails, write_thumbnails
-from indexer.store.vectors import DamagedVectors, RowSource, Vectors, append_vectors, block_rows, write_vectors
+from indexer.store.vectors import (
+    DamagedVectors,
+    Gathered,
+    RowSource,
+    Vectors,
+    append_vectors,
+    block_rows,
+    kept_rows,
+    write_vectors,
+)
 from training.errors import SparsightError
 from training.files import publish
 
@@ -57,13 +67,16 @@ def write_store(folder: Path, c: Contents) -> IndexMeta:
     before = current_meta(folder)
     meta = replace(
         c.meta, n=n, d=d, m=len(c.dictionary.D), nnz=c.pictures.W.nnz, next_id=next_id, vector_block=block_rows(d),
-        generation=before.generation + 1 if before else 1,
+        generation=before.generation + 1 if before else 1, residual=c.meta.residual if c.quantiser else "",
+        residual_fingerprint=c.quantiser.fingerprint if c.quantiser else "",
     )  # fmt: skip
     with _replaced(folder) as making:
         meta, crcs, places = _new_files(making, meta, c.pictures.X, c.pictures.described.thumbnails or [None] * n)
         with writable(making.database) as con:
-            con.execute(create_statements(d))
+            con.execute(create_statements(d, meta.residual))
             _insert_pictures(con, ids, np.arange(n), c.pictures, places)
+            if c.quantiser is not None:
+                insert_quantiser(con, c.quantiser)
             _insert_concepts(con, c, postings)
             _insert_classes(con, 0, c.classes)
             insert(con, "posting_blocks", postings.block_columns())
@@ -101,6 +114,8 @@ def change_store(folder: Path, store: Store, change: Change) -> IndexMeta:
         with writable(making.database) as con:
             if removed:
                 con.execute(f"DELETE FROM images WHERE image_id IN {ids_table('image_id')}", [removed])
+                if before.residual:
+                    remove_residuals(con, removed)
             _update_images(con, change)
             if added is not None and count:
                 _insert_pictures(con, ids, before.vector_rows + np.arange(count), added, places)
@@ -138,7 +153,7 @@ def _new_files(
         number += 1
     vectors, pictures = _names(number)
     making.files += [folder / vectors, folder / pictures]
-    rows, crcs = write_vectors(folder / vectors, X, meta.d, meta.vector_block)
+    rows, crcs = write_vectors(folder / vectors, kept_rows(X, meta.width), meta.width, meta.vector_block)
     size, places = write_thumbnails(folder / pictures, thumbnails, rows)
     meta = replace(meta, vectors_file=vectors, vector_rows=rows, thumbnails_file=pictures, thumbnail_bytes=size)
     return meta, crcs, places
@@ -151,27 +166,10 @@ def _names(number: int) -> tuple[str, str]:
 def _grown_files(store: Store, meta: IndexMeta, added: Pictures) -> tuple[IndexMeta, np.ndarray, Places]:
     """Adds pictures to the data files; returns as `_new_files` does, the places being those of what was added."""
     with store.vectors_trusted():
-        rows, crcs = append_vectors(store.vectors, added.X)
+        rows, crcs = append_vectors(store.vectors, kept_rows(added.X, meta.width))
     path, thumbnails = store.folder / meta.thumbnails_file, added.described.thumbnails
     size, places = append_thumbnails(path, meta.thumbnail_bytes, thumbnails, len(added))
     return replace(meta, vector_rows=rows, thumbnail_bytes=size), crcs, places
-
-
-class Gathered:
-    """Some rows of a vectors' file as rows of their own, read when they are asked for."""
-
-    def __init__(self, vectors: Vectors, rows: np.ndarray):
-        self._vectors, self._rows = vectors, rows
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self._rows), self._vectors.d
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._vectors.take(self._rows[rows])
 
 
 def _compact(making: _Making, meta: IndexMeta) -> IndexMeta:
@@ -186,7 +184,7 @@ def _compact(making: _Making, meta: IndexMeta) -> IndexMeta:
         columns = "image_id, vector_row, " + ", ".join(f"coalesce({name}, -1) AS {name}" for name in CASTS)
         held = con.execute(f"SELECT {columns} FROM images ORDER BY image_id").fetchnumpy()
         ids, rows, starts, sizes, sums = (np.asarray(column, np.int64) for column in held.values())
-        vectors = Vectors(folder / meta.vectors_file, meta.vector_rows, meta.d, meta.vector_block, crcs)
+        vectors = Vectors(folder / meta.vectors_file, meta.vector_rows, meta.width, meta.vector_block, crcs)
         thumbnails = _thumbnails_at(folder / meta.thumbnails_file, starts, sizes)
         meta, crcs, places = _new_files(making, meta, Gathered(vectors, rows), thumbnails)
         places = places._replace(crc=sums.astype(np.uint32))  # those it was written with: damage must stay damage
@@ -260,6 +258,8 @@ def _insert_pictures(
         **places.columns(),
     }
     insert(con, "images", columns, casts=CASTS)
+    if pictures.residuals is not None:
+        insert_residuals(con, ids, pictures.residuals)
 
 
 def _insert_concepts(con: duckdb.DuckDBPyConnection, c: Contents, postings: Postings) -> None:

@@ -157,6 +157,8 @@ def state(here: Here) -> m.IndexModel:
             generation=meta.generation,
             encoder=meta.encoder_name,
             dictionary=meta.dictionary,
+            residual=meta.residual,
+            keeps_vectors=meta.keeps_vectors,
             trouble=here.holder.trouble,
         )
 

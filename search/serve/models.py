@@ -157,6 +157,7 @@ class ClassificationModel(BaseModel):
     label: str
     scores: list[ScoreModel]
     concepts: list[ConceptWeightModel]
+    rest: float = Field(description="what lies outside the concepts adds to the first score")
     familiarity: float | None = FAMILIARITY
     notes: list[str]
 
@@ -179,10 +180,11 @@ class ExplanationModel(BaseModel):
     target: str
     label: str | None
     text: str
-    dense_score: float
+    dense_score: float | None = Field(description="null where the index keeps no embeddings")
     sparse_score: float
-    cosine: float
+    cosine: float | None = Field(description="of the embedding and what the codes hold; null where it is not kept")
     concepts: list[ConceptWeightModel]
+    rest: float = Field(description="what the residual adds to the sparse score; 0 in an index without")
     rank: int | None = Field(description="among all pictures by the dense score, where a text was given")
     ranks_without: list[RankModel]
     k: int = Field(description="of how many hits it may be one")
@@ -211,6 +213,8 @@ class IndexModel(BaseModel):
     generation: int
     encoder: str
     dictionary: str
+    residual: str = Field(description="the FAISS description of what is kept beside the concepts; empty for nothing")
+    keeps_vectors: bool = Field(description="false where no exact embeddings are kept: mode sparse alone answers")
     trouble: str
 
 

@@ -80,6 +80,8 @@ def search(request: Request, here: Here) -> Response:
     query = address.query()
     links = Links(query, address.extras)
     columns = [column(here, q, links, address) for q in queries(query, beside=address.beside)]
+    with here.holder.index() as index:
+        has_modes = index.store.meta.keeps_vectors
     hits = [card.hit for card in columns[0].cards]
     return render(
         request,
@@ -88,7 +90,7 @@ def search(request: Request, here: Here) -> Response:
         address=address,
         chips=chips_of(links),
         columns=columns,
-        modes=modes(query, links, columns[0].mode, beside=address.beside),
+        modes=modes(query, links, columns[0].mode, beside=address.beside) if has_modes else [],
         labels=label_facets(hits, links),
         concepts=concept_facets(hits, links),
         show_all=Links(query).but(all=True),
