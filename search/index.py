@@ -6,6 +6,7 @@ Here texts, picture files and names become vectors and ids. `search.engine` answ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from numbers import Real
@@ -19,6 +20,7 @@ from indexer.store.naming import existing_file
 from search.answers import Answer, Classification, Code, Edit, Explanation, Hit, Mode, contributions
 from search.editing import edit_code, edited, flips, place_among
 from search.engine import Engine, check_k, check_mode
+from search.known import Known
 from search.lookup import clean_text, find_concept, picture_id, unknown_concept
 from search.query import Picture, Query, Rules, Term, as_target, is_bytes, several
 from training.errors import CallError, SparsightError
@@ -26,8 +28,6 @@ from training.files import full_path
 
 if TYPE_CHECKING:
     from indexer.store import Concept, Store
-    from indexer.store.chance import Chance
-    from indexer.store.familiarity import Familiarity
     from indexer.update import Added
     from training.encoders import Encoder, TextEncoder
 
@@ -45,10 +45,8 @@ class Index:
     """
 
     def __init__(self, folder: Path | str = "index", *, encoder: str | None = None, device: str = "auto"):
-        self._engine = Engine(folder)
-        self._chance: Chance | None = None
-        self._known: list[Familiarity | None] = []  # measured once, and None where too few pictures are known
         self._encoder_name, self._device = encoder, device
+        self._take(Engine(folder))
 
     def __enter__(self) -> Index:
         return self
@@ -145,7 +143,7 @@ class Index:
                 return known[term] if term in known else self.embed_text(term.value)
             x, image_id = (known[term], None) if term in known else self.embed_picture(term.value)
             if image_id is None:
-                said = self._familiarity(x, None)[1]
+                said = self._known.told_of(x, None).notes
                 notes.update((f"a picture that is searched by is {note}", None) for note in said)
             return x if query.resolved_mode != "sparse" else self._concepts_of(term.value, x, image_id)
 
@@ -153,17 +151,10 @@ class Index:
             if query.fuse or query.mode in ("dense", "hybrid"):
                 self.store.meta.need_vectors(self.store.folder)
             query = replace(query, mode="sparse")
+        unrelated = lambda: self._known.chance(self.text_encoder)  # noqa: E731
         allowed = allowed_pictures(self.store, query, self.concept_id)
-        found = answer_query(self._engine, query, vector_of, self.concept_id, allowed, self._unrelated)
+        found = answer_query(self._engine, query, vector_of, self.concept_id, allowed, unrelated)
         return replace(found, thumbnails=self.store.thumbnails, notes=list(notes))
-
-    def _unrelated(self) -> Chance:
-        """The scores of unrelated texts, read or measured once: an index that may not be written stays quick, too."""
-        from indexer.store.chance import index_chance
-
-        if self._chance is None:
-            self._chance = index_chance(self.store, self.text_encoder.encode_texts)
-        return self._chance
 
     def search_vector(self, t: np.ndarray, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
         """The pictures that fit a unit vector t (d,) in the encoder's space; at most k, best first."""
@@ -198,7 +189,7 @@ class Index:
         if mode == "dense" or code.residual is not None:
             rest = float(scores[order[0]]) - sum(part.contribution for part in concepts)
         ordered = [(names[i], float(scores[i])) for i in order]
-        return Classification(names[order[0]], ordered, concepts, rest, *self._familiarity(x, image_id))
+        return Classification(names[order[0]], ordered, concepts, rest, *self._known.told_of(x, image_id))
 
     def explain(self, picture: Picture, text: str | None = None, k: int = 10) -> Explanation:
         """What each concept of a picture adds to its score for a text; and why it is, or is not, one of the k best.
@@ -217,7 +208,6 @@ class Index:
         among = {} if text is None else place_among(self._engine, score, t, parts, image_id, k)
         is_exact = image_id is None or dense is not None
         row = None if image_id is None else self.store.images([image_id])[0]
-        familiarity, notes = self._familiarity(x, image_id)
         return Explanation(
             target=row.path if row else as_target(picture),
             label=row.label if row else None,
@@ -227,8 +217,7 @@ class Index:
             cosine=float(x @ r / max(float(np.linalg.norm(r)), 1e-12)) if is_exact else None,
             concepts=parts,
             rest=0.0 if code.residual is None else code.scale * float(code.residual @ t),
-            familiarity=familiarity,
-            notes=notes,
+            **self._known.told_of(x, image_id)._asdict(),
             **among,
         )
 
@@ -374,25 +363,12 @@ class Index:
 
     def _reopen(self) -> None:
         """Takes up the folder's index as it is now."""
-        earlier, self._engine, self._chance = self._engine, Engine(self.store.folder), None
-        self._known = []
-        earlier.close()
+        with closing(self._engine):
+            self._take(Engine(self.store.folder))
 
-    def _familiarity(self, x: np.ndarray, image_id: int | None) -> tuple[float | None, list[str]]:
-        """The share of known pictures that lie as far out as an embedding x (d,), and what is to be said of it."""
-        from indexer.store.familiarity import LEVEL, index_familiarity
-
-        if (
-            image_id is not None and not self.store.meta.keeps_vectors
-        ):  # what is kept of it lies apart from any embedding
-            return None, []
-        if not self._known:
-            self._known = [index_familiarity(self.store, self._encoder_source)]
-        if (known := self._known[0]) is None:
-            return None, []
-        ids = None if image_id is None else np.array([image_id])
-        share = float(known.share(x[None], ids)[0])
-        return share, [] if share > LEVEL else [f"unlike {known.of}: {100 * share:.2g} % of them lie as far out"]
+    def _take(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known = Known(self.store, self._encoder_source)
 
     def _concepts_of(self, picture: str, x: np.ndarray, image_id: int | None) -> np.ndarray:
         """What to search by in sparse mode for a picture x (d,): w D, normalised, so that its concepts decide, unless

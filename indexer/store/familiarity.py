@@ -151,6 +151,8 @@ def _measured_for(store: Store, source: str) -> Familiarity | None:
         X = embeddings_beside(source).X
         if fingerprint_of(source) == store.meta.encoder_fingerprint and (found := measured(X)):
             return found
+    if not store.meta.keeps_vectors:
+        return None
     tested = store.columns("SELECT image_id FROM images WHERE lower(split) = 'test' ORDER BY image_id")["image_id"]
     places = np.searchsorted(store.image_ids, tested) if len(tested) >= FEWEST else np.arange(len(store))
     places = places[np.linspace(0, len(places) - 1, min(len(places), MOST)).astype(int)]
