@@ -1,9 +1,10 @@
 """Outliers: pictures that lie far from all others, and that no concept describes.
 
-Three figures, each of which is larger the further out a picture lies: its mean cosine distance to its nearest others;
-the share of its embedding that its concepts leave out, ‖x − w D‖; and how far it is from the nearest concept at all,
-1 − λ_max, where λ_max = max_j x·d_j. Each becomes a normal score by its rank among the pictures judged, and their mean
-orders the pictures. What an encoder was trained on lies closer together, and is ranked by itself.
+Figures, each of which is larger the further out a picture lies: its mean cosine distance to its nearest others; the
+share of its embedding that its concepts leave out, ‖x − w D‖; how far it is from the nearest concept at all, 1 −
+λ_max, where λ_max = max_j x·d_j; and, where it is known, how unlike the pictures that the encoder knows it is. Each
+becomes a normal score by its rank among the pictures judged, and their mean orders the pictures. What an encoder was
+trained on lies closer together, and is ranked by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.stats import rankdata
 
 from eval.audit.neighbours import nearest
 from eval.audit.subject import Shown, Subject
+from indexer.store.familiarity import index_familiarity
 from search.answers import ConceptWeight
 from training.errors import SparsightError
 
@@ -31,7 +33,8 @@ class Outlier:
 
     rarity: the share of the pictures that lie as far out or further; distance: 1 − its mean cosine with its nearest
     others; residual: ‖x − w D‖; nearest_concept, cosine: the one that it is least far from; concepts: those of its
-    code; learnt: whether the encoder was trained on it.
+    code; familiarity: the share of known pictures that lie as far out, None where too few are known; learnt: whether
+    the encoder was trained on it.
     """
 
     picture: Shown
@@ -41,17 +44,20 @@ class Outlier:
     nearest_concept: str
     cosine: float
     concepts: list[ConceptWeight]
+    familiarity: float | None
     learnt: bool
 
 
 @dataclass(frozen=True)
 class Apart:
-    """For n pictures (n,): mean distance to the nearest others, ‖x − w D‖, the nearest concept and its cosine."""
+    """For n pictures (n,): mean distance to the nearest others, ‖x − w D‖, the nearest concept and its cosine, and the
+    share of known pictures that lie as far out."""
 
     distance: np.ndarray
     residual: np.ndarray
     concept: np.ndarray
     cosine: np.ndarray
+    familiarity: np.ndarray | None
 
 
 def find_outliers(subject: Subject) -> list[Outlier]:
@@ -66,7 +72,10 @@ def find_outliers(subject: Subject) -> list[Outlier]:
         rows = np.flatnonzero(subject.learnt == learnt)
         if len(rows) < FEWEST:
             continue
-        score = far_out([apart.distance[rows], apart.residual[rows], 1 - apart.cosine[rows]])
+        figures = [apart.distance[rows], apart.residual[rows], 1 - apart.cosine[rows]]
+        if apart.familiarity is not None:
+            figures.append(1 - apart.familiarity[rows])
+        score = far_out(figures)
         order = np.argsort(-score, kind="stable")[: max(FEWEST, round(LISTED * len(rows)))]
         found += [_finding(subject, apart, int(rows[i]), (k + 1) / len(rows), learnt) for k, i in enumerate(order)]
     return found
@@ -82,7 +91,8 @@ def measure(subject: Subject) -> Apart:
     """How far each picture is from its nearest others, from what its concepts say, and from any concept."""
     n = len(subject)
     cosines, _ = nearest(subject.X, min(NEAREST, n - 1))
-    residual, concept, cosine = np.zeros(n), np.zeros(n, np.int64), np.zeros(n)
+    residual, concept, cosine, familiarity = np.zeros(n), np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
+    known = index_familiarity(subject.store)
     for start in range(0, n, BLOCK):
         x = subject.X[start : start + BLOCK]
         rows = slice(start, start + len(x))
@@ -90,7 +100,9 @@ def measure(subject: Subject) -> Apart:
         C = x @ subject.D.T
         concept[rows] = C.argmax(1)
         cosine[rows] = C.max(1)
-    return Apart(1 - cosines.mean(1), residual, concept, cosine)
+        if known is not None:
+            familiarity[rows] = known.share(x, subject.ids[rows])
+    return Apart(1 - cosines.mean(1), residual, concept, cosine, None if known is None else familiarity)
 
 
 def _finding(subject: Subject, apart: Apart, place: int, rarity: float, learnt: bool) -> Outlier:
@@ -103,5 +115,6 @@ def _finding(subject: Subject, apart: Apart, place: int, rarity: float, learnt: 
         nearest_concept=subject.names[apart.concept[place]],
         cosine=float(apart.cosine[place]),
         concepts=subject.parts(place, t),
+        familiarity=None if apart.familiarity is None else float(apart.familiarity[place]),
         learnt=learnt,
     )
