@@ -180,6 +180,7 @@ def test_each_command_and_package_has_help(run):
 
 def test_each_package_runs_the_root_commands_by_itself():
     """`python -m PACKAGE` has the same commands, and the root has no others."""
+    from eval.audit.cli import audit
     from eval.cli import evaluate
     from indexer.cli import builds
     from indexer.exchange.cli import export, import_, sql
@@ -187,7 +188,7 @@ def test_each_package_runs_the_root_commands_by_itself():
     from search.serve.command import serve
     from training.cli import train
 
-    alone = [train, *builds.commands.values(), *queries.commands.values(), serve, sql, export, import_, evaluate]
+    alone = [train, *builds.commands.values(), *queries.commands.values(), serve, sql, export, import_, evaluate, audit]
     assert {command.name: command for command in alone} == {
         name: main.get_command(None, name) for name in main.list_commands(None)
     }
