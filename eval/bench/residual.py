@@ -19,7 +19,16 @@ import numpy as np
 from scipy import sparse
 
 from eval.bench.common import Options, Row, Section
-from eval.evaluators.residual import Judged, best_at, codes_at, concept_bytes, judge_codes, judge_quantiser, over_seeds
+from eval.evaluators.residual import (
+    Judged,
+    best_at,
+    codes_at,
+    concept_bytes,
+    judge_codes,
+    judge_faiss,
+    judge_quantiser,
+    over_seeds,
+)
 from indexer.residual import Coded, Quantiser
 from indexer.store.residuals import Residuals
 from search.ranking import top_k
@@ -58,8 +67,9 @@ def run(options: Options) -> Section:
         ours.append(over_seeds([judge_codes(judged, D, *codes[l1], l1=l1, description=text, seed=s) for s in seeds]))
         click.echo(f"measured {ours[-1]['name']}", err=True)
     for size in SIZES:
-        alone.append(over_seeds([judge_quantiser(judged, opq(size, d), s) for s in seeds]))
-        click.echo(f"measured {alone[-1]['name']}", err=True)
+        for judge in (judge_quantiser, judge_faiss):
+            alone.append(over_seeds([judge(judged, opq(size, d), s) for s in seeds]))
+            click.echo(f"measured {alone[-1]['name']}", err=True)
     ours += [judge_codes(judged, D, *codes[l1], l1=l1, description="") for l1 in PENALTIES]
     rows = sorted(ours + alone, key=lambda row: row["bytes_per_image"])
     tables = {
@@ -77,23 +87,23 @@ def opq(parts: int, d: int) -> str:
 
 
 def _claims(ours: list[Figures], alone: list[Figures]) -> list[Row]:
-    """At each size from 20 bytes on: is the readable code ahead of OPQ at no fewer bytes?"""
+    """At each size from 20 bytes on: is the readable code ahead of OPQ at no fewer bytes, as FAISS trains it, and as
+    the residuals are learnt?"""
     claims: list[Row] = []
     for size in SIZES[1:]:
-        best = best_at([row for row in ours if row["description"]], size)
-        bar = next(row for row in alone if row["bytes_per_image"] == size)
-        if best is None:
+        if (best := best_at([row for row in ours if row["description"]], size)) is None:
             continue
-        for key in ("recall_both_coded", "recall_query_exact"):
-            low, high = best["low"][key], bar["high"][key]
-            claims.append(
-                {
-                    "claim": f"{key}: {best['name']} ({best['bytes_per_image']:.1f} B) > {bar['name']} ({size} B)",
-                    "bar": f"{bar[key]:.4f} (up to {high:.4f})",
-                    "measured": f"{best[key]:.4f} (from {low:.4f})",
-                    "met": low > high,
-                }
-            )
+        for bar in [row for row in alone if row["bytes_per_image"] == size]:
+            for key in ("recall_both_coded", "recall_query_exact"):
+                low, high = best["low"][key], bar["high"][key]
+                claims.append(
+                    {
+                        "claim": f"{key}: {best['name']} ({best['bytes_per_image']:.1f} B) > {bar['name']} ({size} B)",
+                        "bar": f"{bar[key]:.4f} (up to {high:.4f})",
+                        "measured": f"{best[key]:.4f} (from {low:.4f})",
+                        "met": low > high,
+                    }
+                )
     return claims
 
 

@@ -113,8 +113,8 @@ def index_chance(store: Store, embed: Callable[[Sequence[str]], np.ndarray]) -> 
 
 def measure_chance(store: Store, T: np.ndarray) -> Chance:
     """The best score of each of some texts, unit rows T (t, d), among all pictures of an index that is not empty."""
+    S, W = (T @ store.dictionary().T).T.astype(np.float32), store.codes()
     T, residuals = T.T.astype(np.float32), read_residuals(store)
-    S, W = store.dictionary() @ T, store.codes()
     dense, sparse = [], []
     for start in range(0, len(store), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(store)))
