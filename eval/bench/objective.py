@@ -9,6 +9,7 @@ codes needs more concepts. A training that was stopped goes on where it ended.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import numpy as np
 
 from eval.bench.common import Options, Row, Section
 from training.config import ObjectiveConfig, TrainConfig
+from training.errors import DataError
 
 if TYPE_CHECKING:
     from training.data.cifar10 import Pictures
@@ -77,9 +79,12 @@ def measured(folder: Path, pictures: Pictures) -> Row:
            for n in (name, *more)}  # fmt: skip
     wanted = np.array([ids.get(term, -1) for term in pictures.terms])
     parents = np.array([CLASSES.index(p) if p in CLASSES else -1 for p in dictionary.parents])
-    row: Row = {"dense": float((predicted(X, T) == pictures.labels).mean())}
+    row: Row = {"m": len(D), "dense": float((predicted(X, T) == pictures.labels).mean())}
     coder = CoderConfig()
-    for of, l1 in (("", coder.l1), (f" at {CONCEPTS:g}", choose_l1(X, D, CONCEPTS, coder))):
+    settings = {"": coder.l1}
+    with suppress(DataError):  # a space in which no penalty gives so many: its cells stay empty
+        settings[f" at {CONCEPTS:g}"] = choose_l1(X, D, CONCEPTS, coder)
+    for of, l1 in settings.items():
         W = encode_sparse(X, D, replace(coder, l1=l1, refit=True)).W
         right = predicted(reconstruct(W, D), T) == pictures.labels
         found = concept_accuracy(X, W, D, wanted, parents, pictures.labels)
@@ -91,5 +96,5 @@ def measured(folder: Path, pictures: Pictures) -> Row:
 
 def _mean(name: str, rows: list[Row]) -> Row:
     mine = [row for row in rows if row["objective"] == name]
-    keys = [key for key in mine[0] if key not in ("objective", "seed")]
+    keys = [key for key in mine[0] if key not in ("objective", "seed") and all(key in row for row in mine)]
     return {"objective": name, **{key: float(np.mean([float(str(row[key])) for row in mine])) for key in keys}}
