@@ -176,9 +176,9 @@ def classify(pictures: tuple[str, ...], classes: str | None, mode: Mode, source:
                     click.echo(printable(f"note: {picture} is {note}"), err=True)
             scores = ", ".join(f"{name} {score:.3f}" for name, score in result.scores[:3])
             familiarity = "" if result.familiarity is None else f"{result.familiarity:.3f}"
-            rows.append([picture, result.label, scores, familiarity, concepts_line(result.concepts)])
+            rows.append([picture, result.label, familiarity, scores, concepts_line(result.concepts)])
     if not as_json:
-        click.echo(table(rows, ["picture", "class", "scores", "familiarity", "concepts (what each adds to the score)"]))
+        click.echo(table(rows, ["picture", "class", "familiarity", "scores", "concepts (what each adds to the score)"]))
 
 
 @click.command(cls=Command)
