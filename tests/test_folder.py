@@ -126,7 +126,7 @@ def test_the_index_holds_the_folder(album, album_index):
         assert store.skipped() == [(str(album / "cat" / "zero.jpg"), "it is empty")]
         assert all(row.content_hash == hashlib.sha256(Path(row.path).read_bytes()).hexdigest() for row in rows)
         assert all(row.file_bytes == Path(row.path).stat().st_size for row in rows)
-    files = [".lock", "chance.json", "familiarity.safetensors", DATABASE, "thumbnails-1.bin", "vectors-1.f32"]
+    files = [".lock", "chance.json", DATABASE, "thumbnails-1.bin", "vectors-1.f32"]
     assert sorted(f.name for f in album_index.iterdir()) == files
 
 
