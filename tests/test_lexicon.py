@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from training.data.cifar10 import CLASSES
 from training.encoders import open_encoder
 from training.encoders.dual import load_model, save_model
 from training.encoders.files import TOKENIZER, WORDS
@@ -20,7 +21,9 @@ from training.whole_words import forget_own_words, share_tokens
 
 LEXICON = Lexicon(
     {"catsup": 0, "toad lily": 0, "lily": 1, "hoatzin": 2, "queen anne's lace": 1, "lip": 0, "st bernard": 1},
-    frozenset({"lips", "photo", "snow", "cat", "frog", "the", "queen", "wheeler"}),
+    frozenset(
+        {"lips", "photo", "picture", "image", "small", "snow", "frog", "the", "queen", "wheeler", "toad", *CLASSES}
+    ),
 )
 PLAIN = ["cat", "A photo of a dark ship.", "ünknown “words” & 123", "", " ", "very " * 80, "scatsups", "toad's"]
 
@@ -117,6 +120,18 @@ def test_an_untaught_word_is_told_by_both_towers(with_words):
     for encoder in (NumpyTextEncoder(with_words), open_encoder(str(with_words))):
         with pytest.warns(UntaughtWarning, match="not taught 'shipton', 'zwolle'"):
             encoder.encode_texts(["the Shipton", "a cat", "a Zwolle of Shipton"])
+
+
+def test_an_untaught_word_of_a_query_is_a_note_and_the_index_is_built_without_one(with_words, pictures, run, tmp_path):
+    from indexer.build import index_pictures
+    from indexer.config import IndexConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UntaughtWarning)  # the made-up words by which a cut-off is measured are no news
+        index_pictures(tmp_path, pictures.first(40), open_encoder(str(with_words)), IndexConfig("classes"))
+    found = run("search", "a shipton", "--all", "--index", tmp_path)
+    assert found.stderr.count("note: the encoder was not taught 'shipton'") == 1
+    assert "taught" not in run("search", "a catsup", "--all", "--index", tmp_path).stderr
 
 
 def test_another_lexicon_is_another_encoder(with_words, tmp_path):

@@ -108,3 +108,8 @@ def test_tokens_learn_their_places_and_nothing_else_changes(pictures, small_enco
     for key, value in model.state_dict().items():
         assert torch.equal(value[: len(before[key])] if value.ndim else value, before[key])
     np.testing.assert_array_equal(embed_concepts(model.encode_texts, captions.concepts, TEMPLATES), D)
+
+
+def test_wordnet_is_refused_without_a_teacher_in_one_line(run, tmp_path):
+    refused = run("train", "--wordnet", tmp_path, "--data", tmp_path, code=2)
+    assert refused.stderr.strip().splitlines()[-1].startswith("Error: --wordnet needs a --teacher")

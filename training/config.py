@@ -221,9 +221,9 @@ class WholeWordsConfig:
     kin: float = 1.4
     kin_most: float = 0.75
     same: float = 0.98
-    steps: int = 300
-    batch_size: int = 192
-    company: int = 64
+    steps: int = 200
+    batch_size: int = 128
+    company: int = 32
     lr: float = 0.02
     seed: int = 0
 

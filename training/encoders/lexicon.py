@@ -65,10 +65,6 @@ class Lexicon:
     def _longest(self) -> int:
         return max((name.count(" ") + 1 for name in self.own), default=0)
 
-    @cached_property
-    def _words(self) -> frozenset[str]:
-        return self.taught.union(*(name.split() for name in self.own))
-
     def pieces(self, text: str) -> list[Piece]:
         """A text in parts, in order, without the space between them: names with a token of their own, and the rest.
 
@@ -120,7 +116,7 @@ class Lexicon:
         return (
             len(word) <= SHORT
             or any(letter.isdigit() for letter in word)
-            or any(form in self._words for form in (word, *_singulars(word)))
+            or any(form in self.taught or form in self.own for form in (word, *_singulars(word)))
         )
 
 
