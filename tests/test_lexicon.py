@@ -20,10 +20,20 @@ from training.errors import SparsightError, UntaughtWarning
 from training.whole_words import forget_own_words, share_tokens
 
 LEXICON = Lexicon(
-    {"catsup": 0, "toad lily": 0, "lily": 1, "hoatzin": 2, "queen anne's lace": 1, "lip": 0, "st bernard": 1},
+    {
+        "catsup": 0,
+        "toad lily": 0,
+        "lily": 1,
+        "hoatzin": 2,
+        "queen anne's lace": 1,
+        "lip": 0,
+        "st bernard": 1,
+        "trailer": 2,
+    },
     frozenset(
         {"lips", "photo", "picture", "image", "small", "snow", "frog", "the", "queen", "wheeler", "toad", *CLASSES}
     ),
+    frozenset({"trailer"}),
 )
 PLAIN = ["cat", "A photo of a dark ship.", "ünknown “words” & 123", "", " ", "very " * 80, "scatsups", "toad's"]
 
@@ -46,6 +56,8 @@ def names_in(text: str) -> list[tuple[str, int]]:
         ("Queen Anne’s lace", [("Queen Anne’s lace", 1)]),
         ("a St. Bernard", [("St. Bernard", 1)]),
         ("lips", []),  # taught as a word of its own
+        ("a photo of the Trailers.", [("Trailers", 2)]),
+        ("a trailer in the snow", []),  # a name for a text that has no other words
         ("scatsup catsupy", []),
         ("", []),
     ],
@@ -151,7 +163,7 @@ def test_an_encoder_that_forgets_its_words_is_the_one_before(small_encoder_dir, 
     np.testing.assert_array_equal(before.encode_texts(texts), after.encode_texts(texts))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"own": 3, "taught": ""})])
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"own": 3, "taught": "", "alone": ""})])
 def test_a_damaged_lexicon_is_one_line(with_words, tmp_path, content):
     for file in with_words.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -15,7 +15,7 @@ from training.data.wordnet import DATA, INDEX, read_nouns
 from training.encoders.dual import load_model
 from training.encoders.lexicon import Lexicon
 from training.errors import SparsightError
-from training.whole_words import TreePlacer, misplaced, teach_tokens
+from training.whole_words import TreePlacer, misplaced, parts_of, teach_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VEHICLES = ("airplane", "automobile", "ship", "truck")
@@ -65,6 +65,7 @@ def test_the_tree_places_a_noun_near_what_it_is_a_kind_of(tree):
     assert moggy.direction.argmax() == 11  # a tabby
     assert tree.wanted(moggy) @ tree.null == 0
     assert not lion.classes
+    assert tree.nouns.definition[tree.nouns.senses["lion"][0]] == "what a lion is"
     assert lion.direction[[3, 10, 11]].min() > lion.direction[:3].max()
     assert 1 > lion.relevance > lizard.relevance > catsup.relevance == 0
     np.testing.assert_array_equal(tree.wanted(catsup), tree.null)
@@ -73,14 +74,22 @@ def test_the_tree_places_a_noun_near_what_it_is_a_kind_of(tree):
 
 
 def test_what_lies_where_it_belongs_stays(tree):
-    words = ["catsup", "food 3", "moggy", "tabby", "flight", "jumpy", "lion", "lizard"]
+    words = ["catsup", "food 3", "moggy", "tabby", "flight", "jumpy", "lion", "lizard", "animal"]
     S = np.zeros((len(words), 12))
-    S[0, 3], S[1, 3], S[2, 5], S[3, 3], S[4, 0], S[5, 7], S[6, 3], S[7, 6] = 0.9, 0.2, 0.9, 0.8, 0.9, 0.9, 0.4, 0.9
+    S[[0, 1, 2, 3, 4, 5, 6, 7, 8], [3, 3, 5, 3, 0, 7, 3, 6, 2]] = [0.9, 0.2, 0.9, 0.8, 0.9, 0.9, 0.4, 0.9, 0.9]
     found = misplaced(tree, words, S, {"flight", "jumpy"})
-    assert set(found) == {"catsup", "moggy", "flight", "jumpy", "lizard"}
-    assert {word for word, correction in found.items() if correction.unless_relevant} == {"flight", "jumpy"}
+    assert set(found) == {"catsup", "moggy", "flight", "lizard"}  # "jumpy" is no noun, an animal no other thing
+    np.testing.assert_array_equal(found["catsup"].wanted, found["catsup"].if_relevant)
     assert found["moggy"].wanted.argmax() == 11
-    assert misplaced(tree, ["catsup"], S[:1], {"catsup"})["catsup"].unless_relevant  # a frequent word
+    assert found["flight"].wanted @ tree.null == 1
+    assert found["flight"].if_relevant[0] == pytest.approx(tree.config.associated)
+    S[0, 3] = 0.6
+    known = misplaced(tree, ["catsup"], S[:1], {"catsup"})["catsup"]  # of a frequent word the teacher knows more
+    assert (known.wanted @ tree.null, known.if_relevant) == (1, None)
+
+
+def test_a_part_of_a_concept_gets_no_token():
+    assert parts_of(["pickerel frog", "fire-engine red"]) >= {"pickerel", "frog", "fire engine", "engine red", "red"}
 
 
 @pytest.mark.parametrize("content", [None, "", "00000001 05\n"])

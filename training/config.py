@@ -195,13 +195,14 @@ class WholeWordsConfig:
     far:         the cosine up to which a word that belongs nowhere may stay as it is.
     near:        the cosine from which a word that belongs to a class may stay as it is.
     slack:       how much nearer than it belongs a word may lie and stay as it is.
-    grammar:     how many of the most frequent words stay as they are, for they make phrases.
+    grammar:     how many of the most frequent words stay as they are.
 
     Where a noun belongs by WordNet's tree (`TreePlacer`):
     nearness:    exponent on the number of synsets below the one that a noun shares with a concept.
     strangers:   the number of synsets below the shared one from which a noun has nothing in common with a class.
     kin:         factor on the relevance of a noun below no class's root, 1 − log synsets / log `strangers`.
     kin_most:    the largest such relevance.
+    associated:  the relevance of a noun that only the teacher finds relevant.
 
     The tokens and their training:
     same:        the cosine of two places from which on they share a token.
@@ -215,14 +216,15 @@ class WholeWordsConfig:
     far: float = 0.4
     near: float = 0.6
     slack: float = 0.1
-    grammar: int = 2_000
+    grammar: int = 300
     nearness: float = 2.0
     strangers: int = 5_000
     kin: float = 1.4
     kin_most: float = 0.75
+    associated: float = 0.65
     same: float = 0.98
-    steps: int = 200
-    batch_size: int = 128
+    steps: int = 300
+    batch_size: int = 256
     company: int = 32
     lr: float = 0.02
     seed: int = 0

@@ -8,15 +8,17 @@ bit.
 Where a noun belongs, WordNet's tree says. A class's *root* is the smallest synset that has all of its concepts below
 it. A noun below a root belongs among the concepts of that class, the closer in the tree the more. A noun that shares
 only a higher synset with a root (a lion with cats) lies in the same direction but nearer to the null direction, the
-more synsets there are below the one they share. All others belong on the null direction, unless the teacher finds them
-relevant ("aviation"). Tokens whose places nearly coincide are one, so that there are few.
+more synsets there are below the one they share. All others belong on the null direction, or, where the teacher finds
+their meaning relevant ("aviation"), between it and the nearest concept. Tokens whose places nearly coincide are one, so
+that there are few.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +36,7 @@ from training.encoders.lexicon import SHORT, Lexicon, spelled
 from training.encoders.tokens import TowerTokenizer
 
 NATURAL = {5, 8, 13, 20, 27}  # WordNet's categories animal, body, food, plant, substance: the tree alone judges these
+SENSES = 2  # of a word's that are its commonest
 # What a word is taught in beside the templates of the captions. ALSO: one of the encoder's own concepts.
 CONTEXTS = ("the {}", "two {}", "a small {}", "a {} in the snow", "a picture of some {}", "this is a {}.")
 COMPANY = ("a ALSO with a {}", "a {} and a ALSO", "a ALSO near the {}", "the {} of a ALSO", "a {} ALSO")
@@ -79,6 +82,8 @@ class TreePlacer:
         self.lineages = [
             self._lineage(c, self.roots[p]) for c, p in zip(captions.concepts, captions.parent, strict=True)
         ]
+        self.towards = self.D / np.maximum(np.linalg.norm(self.D, axis=1, keepdims=True), 1e-12)
+        self.known = set[str]().union(*self.lineages)  # all that lies above some concept, and the concepts
 
     def _lineage(self, concept: str, root: str) -> set[str]:
         """Everything above a concept, in the sense in which it belongs to its class."""
@@ -93,20 +98,22 @@ class TreePlacer:
         """Where a noun belongs: by its senses below a root where it has some, else by all of them."""
         senses = self.nouns.senses[noun]
         classes = frozenset[int]().union(*map(self.classes, senses))
-        chosen = [s for s in senses if self.classes(s)] or senses
-        shared = np.array([self._smallest_shared(chosen, lineage) for lineage in self.lineages])  # (m,)
+        above = self.nouns.lineage(*([s for s in senses if self.classes(s)] or senses))
+        closest = self._smallest(above & self.known)
+        kin = 1 - np.log(closest) / np.log(self.config.strangers)
+        relevance = 1.0 if classes else float(np.clip(self.config.kin * kin, 0, self.config.kin_most))
+        if not relevance:
+            return TreePlace(self.null, 0.0, classes)
+        shared = np.array([self._smallest(above & lineage) for lineage in self.lineages])  # (m,)
         weight = shared.astype(float) ** -self.config.nearness
         if classes:
             weight *= np.isin(self.parent, [*classes])
         direction = weight @ self.D
-        kin = 1 - np.log(shared.min()) / np.log(self.config.strangers)
-        relevance = 1.0 if classes else float(np.clip(self.config.kin * kin, 0, self.config.kin_most))
         return TreePlace(direction / max(float(np.linalg.norm(direction)), 1e-12), relevance, classes)
 
-    def _smallest_shared(self, synsets: Sequence[str], lineage: set[str]) -> int:
-        """How many synsets lie below the smallest that some of `synsets` shares with a lineage."""
-        size, above = self.nouns.size, self.nouns.lineage(*synsets)
-        return min((size[s] for s in above & lineage), default=len(size))
+    def _smallest(self, synsets: set[str]) -> int:
+        """How many synsets lie below the one of some synsets that has the fewest; below none there are all."""
+        return min((self.nouns.size[s] for s in synsets), default=len(self.nouns.size))
 
     def wanted(self, place: TreePlace) -> np.ndarray:
         """The unit row (d,) of a place."""
@@ -114,39 +121,42 @@ class TreePlacer:
 
 
 class Correction(NamedTuple):
-    """Where a misplaced word belongs, wanted (d,), and whether it stays as it is if the teacher finds it relevant."""
+    """Where a misplaced word belongs: wanted (d,), or if_relevant (d,) where the teacher finds its meaning relevant.
 
-    wanted: np.ndarray
-    unless_relevant: bool
+    None: it stays as it is."""
+
+    wanted: np.ndarray | None
+    if_relevant: np.ndarray | None
 
 
 def misplaced(
     tree: TreePlacer, words: Sequence[str], S: np.ndarray, frequent: Collection[str]
 ) -> dict[str, Correction]:
-    """The words that the tower puts where they do not belong.
+    """The nouns that the tower puts where they do not belong.
 
     S: (n, m) the cosines of n words with the concepts. frequent: words that were taught for their frequency; of these
     the teacher knows more than the tree does, which thinks of their rarest senses too.
     """
-    config = tree.config
-    near, nearest = S.max(1), tree.parent[S.argmax(1)]
+    config, nouns = tree.config, tree.nouns
     found: dict[str, Correction] = {}
-    for i, word in enumerate(words):
-        senses = tree.nouns.senses.get(word)
-        if senses is None:
-            if near[i] > config.far:
-                found[word] = Correction(tree.null, True)
-            continue
+    for word, cosines in zip(words, S, strict=True):
+        senses, near = nouns.senses.get(word, []), cosines.max()
         classes = [tree.classes(sense) for sense in senses]
+        if any(sense in tree.known and not some for sense, some in zip(senses, classes, strict=True)):
+            continue  # "amphibian": what lies above a concept is no other thing
         if any(classes):
-            right = near[i] >= config.near and any(nearest[i] in some for some in classes)
+            right = near >= config.near and any(tree.parent[cosines.argmax()] in some for some in classes)
             if not right and (word not in frequent or classes[0]):
-                found[word] = Correction(tree.wanted(tree.place(word)), False)
-        elif near[i] > config.far:
+                wanted = tree.wanted(tree.place(word))
+                found[word] = Correction(wanted, wanted)
+        elif senses and near > config.far:
             place = tree.place(word)
-            natural = all(tree.nouns.category[sense] in NATURAL for sense in senses)
-            if near[i] > place.relevance + config.slack:
-                found[word] = Correction(tree.wanted(place), word in frequent or not natural)
+            wanted = if_relevant = tree.wanted(place) if near > place.relevance + config.slack else None
+            if word in frequent or any(nouns.category[sense] not in NATURAL for sense in senses):
+                associated = TreePlace(tree.towards[cosines.argmax()], config.associated, frozenset())
+                if_relevant = tree.wanted(associated) if near > config.associated + config.slack else None
+            if wanted is not None or if_relevant is not None:
+                found[word] = Correction(wanted, if_relevant)
     return found
 
 
@@ -231,29 +241,50 @@ def teach_whole_words(
     """
     D, teaching = placer.D, placer.config
     place = lambda words: model.encode_texts([fill("a {}", word) for word in words]) @ D.T  # noqa: E731
-    frequent = frequent_words(0, teaching.words)
+    frequent = dict.fromkeys(frequent_words(0, teaching.words))
     lemmas = [lemma.lower() for synset in synsets() for lemma in synset.lemmas if len(lemma) > SHORT]
-    kept = {*captions.concepts, *frequent[: config.grammar]}
-    words = [word for word in dict.fromkeys([*frequent, *lemmas]) if word not in kept]
+    words = [*dict.fromkeys([*frequent, *lemmas])]
     S = place(words)
-    found = misplaced(TreePlacer(nouns, captions, D, placer.null, config), words, S, {*frequent})
-    rare = rare_words(teaching.words, teaching.rare)
-    rare = [rare[i] for i in np.flatnonzero(place(rare).max(1) > config.near)]
-    asked = [word for word, correction in found.items() if correction.unless_relevant]
-    judged = placer.place([*asked, *rare])
-    relevant = {word for word, a in zip(judged.texts, judged.relevance, strict=True) if a > teaching.relevant_from}
-    places = {
-        word: correction.wanted
-        for word, correction in found.items()
-        if not (correction.unless_relevant and word in relevant)
-    }
-    own, wanted = share_tokens({"": placer.null, **places}, config.same)
-    taught = {part for word in (*kept, *words, *relevant) for part in spelled(word).split()}
-    lexicon = Lexicon({name: token for name, token in own.items() if name}, frozenset(taught - {*own}))
-    far = S.max(1) < config.far / 2
-    ordinary = [
-        word for word, is_far in zip(words, far, strict=True) if is_far and word in frequent and word in nouns.senses
-    ]
-    teach_tokens(model, captions, lexicon, wanted, ordinary, config)
+    tree = TreePlacer(nouns, captions, D, placer.null, config)
+    found = misplaced(tree, words, S, frequent)
+    # Of a word itself the teacher too sees the letters ("dogma"); of its commonest meanings it does not.
+    meanings = {word: [nouns.definition[sense] for sense in nouns.senses[word][:SENSES]] for word in found}
+    texts = [*dict.fromkeys(chain(*meanings.values()))]
+    relevance = dict(zip(texts, placer.place_alone(texts)[1], strict=True))
+    grammar, concept_words = {*[*frequent][: config.grammar]}, parts_of(captions.concepts)
+    places: dict[str, np.ndarray] = {}
+    for word, correction in found.items():
+        relevant = max(relevance[meaning] for meaning in meanings[word]) > teaching.relevant_from
+        wanted = correction.if_relevant if relevant else correction.wanted
+        if wanted is not None and word not in grammar and spelled(word) not in concept_words:
+            places[word] = wanted
+    own, wanted_rows = share_tokens({"": placer.null, **places}, config.same)
+    lexicon = Lexicon(
+        {name: token for name, token in own.items() if name},
+        known_words(placer, [*words, *captions.concepts], place, config.near) - {*own},
+        frozenset(spelled(word) for word in places if word in frequent),
+    )
+    ordinary = [w for w, s in zip(words, S, strict=True) if w in nouns.senses and s.max() < config.far / 2]
+    teach_tokens(model, captions, lexicon, wanted_rows, ordinary[: teaching.company], config)
     known = f"{len(lexicon.taught)} more words are known"
     print(f"{len(lexicon.own)} names have {lexicon.tokens} tokens of their own; {known}", file=sys.stderr)
+
+
+def parts_of(names: Sequence[str]) -> set[str]:
+    """Names, and all words and parts of several words in them: a token of one would change what the name means."""
+    split = [spelled(name).split() for name in names]
+    return {" ".join(words[i:j]) for words in split for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+
+
+def known_words(
+    placer: Placer, words: Sequence[str], place: Callable[[list[str]], np.ndarray], near: float
+) -> frozenset[str]:
+    """The words in names that were taught, and the rare words that were learned: relevant ones that lie near a concept.
+
+    place: words → their cosines (n, m) with the concepts. near: the cosine from which a word lies near one.
+    """
+    rare = rare_words(placer.config.words, placer.config.rare)
+    learned = [rare[i] for i in np.flatnonzero(place(rare).max(1) > near)]
+    relevant = placer.place(learned).relevance > placer.config.relevant_from
+    taught = [*words, *(learned[i] for i in np.flatnonzero(relevant))]
+    return frozenset(part for word in taught for part in spelled(word).split())

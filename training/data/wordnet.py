@@ -17,11 +17,13 @@ HYPERNYMS = ("@", "@i")
 @dataclass(frozen=True)
 class Nouns:
     """WordNet's nouns. above: synset → those right above it. category: synset → the number of its lexicographer file,
-    which tells an animal from a tool. senses: noun, in lower case → its synsets, the most frequent sense first.
+    which tells an animal from a tool. definition: synset → what it is. senses: noun, in lower case → its synsets, the
+    most frequent sense first.
     """
 
     above: dict[str, list[str]]
     category: dict[str, int]
+    definition: dict[str, str]
     senses: dict[str, list[str]]
 
     def lineage(self, *synsets: str) -> set[str]:
@@ -49,22 +51,25 @@ def read_nouns(folder: Path) -> Nouns:
     """Reads WordNet's nouns. Raises `SparsightError` where the folder holds none."""
     above: dict[str, list[str]] = {}
     category: dict[str, int] = {}
+    definition: dict[str, str] = {}
     try:
-        for fields in _fields(folder / DATA):
+        for fields, gloss in _lines(folder / DATA):
             at, pointers = fields[0], fields[5 + 2 * int(fields[3], 16) :]
             higher = zip(pointers[::4], pointers[1::4], strict=False)
             above[at], category[at] = [to for kind, to in higher if kind in HYPERNYMS], int(fields[1])
-        senses = {fields[0].replace("_", " "): fields[-int(fields[2]) :] for fields in _fields(folder / INDEX)}
+            definition[at] = gloss.split('; "')[0].strip()  # without the examples
+        senses = {fields[0].replace("_", " "): fields[-int(fields[2]) :] for fields, _ in _lines(folder / INDEX)}
     except (OSError, ValueError, IndexError) as e:
         reason = e.strerror if isinstance(e, OSError) else "damaged"
         raise SparsightError(
             f"--wordnet {folder}: no nouns of WordNet there ({reason}); Debian's package wordnet-base holds them"
         ) from e
-    return Nouns(above, category, senses)
+    return Nouns(above, category, definition, senses)
 
 
-def _fields(path: Path) -> Iterable[list[str]]:
-    """The fields of each line but those of the licence, without the definition."""
+def _lines(path: Path) -> Iterable[tuple[list[str], str]]:
+    """The fields of each line but those of the licence, and its gloss."""
     for line in path.read_text(encoding="latin-1").splitlines():
         if not line.startswith(" "):
-            yield line.partition(" | ")[0].split()
+            data, _, gloss = line.partition(" | ")
+            yield data.split(), gloss

@@ -2,7 +2,9 @@
 
 A small tower reads a rare word by its letters and takes "catsup" for a cat. A word that it would misplace is therefore
 read as one token, a name of several words ("toad lily") too. Names that belong at the same place share a token: all
-that mean nothing here have one. What is no taught word is read by its letters still, and a warning says so.
+that mean nothing here have one. A frequent word ("trailer") makes phrases, in which the tower reads it well; it has its
+token where it stands alone, as in "a photo of a trailer". What is no taught word is read by its letters still, and a
+warning says so.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _GAP = re.compile(r"[\s-]+|\. ?")  # what may stand between the words of a name
 SHORT = 2  # letters of a word that says nothing by itself
 SHOWN = 5  # words that a warning names
+# Words beside which a name stands alone.
+FRAME = frozenset(("a", "an", "the", "two", "some", "this", "is", "of", "small", "photo", "picture", "image"))
 
 
 class Piece(NamedTuple):
@@ -34,27 +38,31 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Lexicon:
-    """own: names, as `spelled`, and the number of the token of each, counted from 0. taught: all other words known.
+    """own: names, as `spelled`, and the number of the token of each, counted from 0. alone: those of them that have
+    it only where a text has no other words than `FRAME`. taught: all other words known.
 
     A lexicon without words knows nothing of what its tower was taught.
     """
 
     own: Mapping[str, int] = field(default_factory=dict)
     taught: frozenset[str] = frozenset()
+    alone: frozenset[str] = frozenset()
 
     @classmethod
     def of_json(cls, text: str) -> Lexicon:
         """Reads what `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         read = json.loads(text)
         own = {name: token for token, names in enumerate(read["own"]) for name in names}
-        return cls(own, frozenset(read["taught"].split()))
+        return cls(own, frozenset(read["taught"].split()), frozenset(read["alone"].split("|")) - {""})
 
     def to_json(self) -> str:
         """The names of each token, and the taught words, as JSON."""
         names: list[list[str]] = [[] for _ in range(self.tokens)]
         for name, token in self.own.items():
             names[token].append(name)
-        return json.dumps({"own": names, "taught": " ".join(sorted(self.taught))}, separators=(",", ":"))
+        return json.dumps(
+            {"own": names, "taught": " ".join(sorted(self.taught)), "alone": "|".join(sorted(self.alone))}
+        )
 
     @cached_property
     def tokens(self) -> int:
@@ -72,10 +80,11 @@ class Lexicon:
         """
         found = list(_WORD.finditer(text))
         words = [spelled(m[0]) for m in found]
+        others = sum(word not in FRAME for word in words)
         pieces: list[Piece] = []
         at = i = 0
         while i < len(found):
-            count, token = self._name_at(text, found, words, i)
+            count, token = self._name_at(text, found, words, i, others)
             if token is not None:
                 start, end = found[i].start(), found[i + count - 1].end()
                 pieces += [*_rest(text, at, start), Piece(start, end, token)]
@@ -84,17 +93,20 @@ class Lexicon:
         return [*pieces, *_rest(text, at, len(text))]
 
     def _name_at(
-        self, text: str, found: Sequence[re.Match[str]], words: Sequence[str], i: int
+        self, text: str, found: Sequence[re.Match[str]], words: Sequence[str], i: int, others: int
     ) -> tuple[int, int | None]:
-        """The longest name that begins with word i: how many words it has, and its token; 1 and None without one."""
+        """The longest name that begins with word i: how many words it has, and its token; 1 and None without one.
+
+        others: how many words of the text are none of `FRAME`.
+        """
         for count in range(min(self._longest, len(words) - i), 0, -1):
             gaps = (text[a.end() : b.start()] for a, b in zip(found[i:], found[i + 1 : i + count], strict=False))
             *before, last = words[i : i + count]
             if all(_GAP.fullmatch(gap) for gap in gaps):
                 forms = [last] if count == 1 and last in self.taught else [last, *_singulars(last)]
-                for form in forms:
-                    if (token := self.own.get(" ".join([*before, form]))) is not None:
-                        return count, token
+                for name in (" ".join([*before, form]) for form in forms):
+                    if name in self.own and (name not in self.alone or others <= count):
+                        return count, self.own[name]
         return 1, None
 
     def untaught(self, text: str) -> list[str]:

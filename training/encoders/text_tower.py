@@ -71,7 +71,7 @@ class TextTower(nn.Module):
 def tokenize(tokenizer: TowerTokenizer, texts: list[str], device: torch.device) -> dict[str, Tensor]:
     """The arguments of `TextTower.forward` for b texts, padded to the longest; more than `MAX_TOKENS` are cut off."""
     rows = tokenizer.ids(texts)
-    longest = max(map(len, rows), default=0)
+    longest = max(map(len, rows), default=0) or 1  # of a text of spaces the padding is left
     ids = torch.tensor([row + [PADDING] * (longest - len(row)) for row in rows], dtype=torch.long)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=torch.long)
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
