@@ -8,6 +8,7 @@ INSTALLED := $(VENV)/.installed
 SPARSIGHT := $(BIN)/sparsight
 SPARSIGHT_DATA ?= data
 TEACHER ?= sentence-transformers/all-MiniLM-L6-v2
+WORDNET ?= /usr/share/wordnet
 export SPARSIGHT_DATA
 # Large blocks stay with the process: glibc otherwise returns and re-faults them at every training step.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=500000000
@@ -52,7 +53,8 @@ train: $(VENV)/.train ## train the encoder anew into runs/encoder, in three stag
 		--cutout 10 --seed 1
 	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/second --out runs/third --sizes 28x7,32x13 --lr 0.09 --shift 4 \
 		--cutout 10 --degrade 0.3 --seed 2 --teacher $(TEACHER)
-	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/third --sizes 32x0 --seed 3 --teacher $(TEACHER) --teacher-epochs 2
+	$(TRAIN_ENV) $(SPARSIGHT) train --from runs/third --sizes 32x0 --seed 3 --teacher $(TEACHER) --teacher-epochs 2 \
+		--wordnet $(WORDNET)
 
 eval: $(INSTALLED) ## write report/: what the codes cost and give, from index/
 	$(SPARSIGHT) eval

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.coding import Dictionary, choose_l1, encode_sparse, make_dictionary, merge_same
+from indexer.coding import NOUNS, Dictionary, choose_l1, encode_sparse, make_dictionary, meaningful, merge_same
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, encode_files, encode_pixels
 from indexer.pictures import Excluded, find_pictures, folder_labels, formats, summarised
@@ -169,6 +169,11 @@ def write_index(
     """Codes X (n, d) and writes both indexes; the earlier index stands until the new one is whole."""
     templates = tuple(config.templates or encoder.templates)
     dictionary = make_dictionary(config.dictionary, encoder, source.classes, templates)
+    if dictionary.source == NOUNS:
+        nouns = len(dictionary.names)
+        dictionary = meaningful(dictionary, encoder)
+        if left_out := nouns - len(dictionary.names):
+            print(f"left out {left_out} of {nouns} nouns: they mean nothing to the encoder", file=sys.stderr)
     X, dictionary, encoder, means = centre_modalities(X, dictionary, encoder)
     dictionary = merge_same(dictionary, config.merge)
     config = fitted(config, X, dictionary.D)

@@ -25,6 +25,7 @@ from indexer.coding.dictionary import (
     PEOPLE,
     Dictionary,
     concepts_of,
+    meaningful,
     merge_same,
     read_nouns,
     read_words,
@@ -306,6 +307,22 @@ def test_the_default_dictionary_depends_on_the_encoder(small_encoder_dir, tmp_pa
     assert list(concepts) == read_nouns()
     with pytest.raises(SparsightError, match="--dictionary nouns"):
         concepts_of("terms", open_encoder(str(bare)))
+
+
+def test_concepts_that_mean_nothing_to_an_encoder_are_left_out(small_encoder_dir):
+    from training.encoders import open_encoder
+
+    encoder = open_encoder(str(small_encoder_dir))
+    own = encoder.encode_concepts(list(encoder.concepts))
+    far = np.linalg.svd(own)[2][-1:]  # unlike all of its concepts
+    words = Dictionary(
+        ["nothing", "cat", "aye"], [["void"], [], []], [None, "cat", None], np.vstack([far, own[3], -far]), "x"
+    )
+    assert meaningful(words, encoder) is words  # no cosine is known below which a text means nothing
+    encoder.known_from = 0.9
+    kept = meaningful(words, encoder)
+    assert (kept.names, kept.aliases, kept.parents, kept.source) == (["cat"], [[]], ["cat"], "x")
+    np.testing.assert_array_equal(kept.D, words.D[1:2])
 
 
 @settings(deadline=None, max_examples=50)

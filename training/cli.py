@@ -92,10 +92,16 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
 )
 @click.option(
     "--teacher-epochs",
-    type=click.IntRange(1),
+    type=click.IntRange(0),
     default=DistilConfig.epochs,
     show_default=True,
-    help="Epochs of what the teacher teaches; a tower that was taught before goes on.",
+    help="Epochs of what the teacher teaches; a tower that was taught before goes on, and stays as it is with 0.",
+)
+@click.option(
+    "--wordnet",
+    type=FilePath(file_okay=False),
+    default=None,
+    help="WordNet's files, as /usr/share/wordnet: the words that a taught tower misplaces become tokens of their own.",
 )
 @click.option("--limit", type=click.IntRange(2), default=None, help="Train on the first N pictures only.")
 @device_option
@@ -108,6 +114,7 @@ def train(
     precision: str,
     teacher: str | None,
     teacher_epochs: int,
+    wordnet: Path | None,
     limit: int | None,
     device: str,
     **settings: Any,
@@ -128,6 +135,8 @@ def train(
     config = TrainConfig(encoder=encoder, **settings)
     if not config.epochs and start is None:
         raise CallError("--sizes: no epochs, and no encoder to leave as it is; name one by --from")
+    if wordnet is not None and teacher is None:
+        raise CallError("--wordnet needs a --teacher, who knows what the tree does not")
     chosen = pick_device(device)
     pictures = load_cifar10(data_dir, ("train",))
     if limit:
@@ -140,7 +149,7 @@ def train(
         device=chosen,
         bf16={"auto": None, "bf16": True, "fp32": False}[precision],
         start=start,
-        teaching=Teaching(teacher, DistilConfig(seed=config.seed, epochs=teacher_epochs)) if teacher else None,
+        teaching=Teaching(teacher, DistilConfig(seed=config.seed, epochs=teacher_epochs), wordnet) if teacher else None,
         held_out=load_cifar10(data_dir, ("test",)),
     )
     click.echo(str(out))

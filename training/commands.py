@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from training.errors import CutTextWarning, SparsightError
+from training.errors import SparsightError, TextWarning
 from training.files import full_path
 from training.signals import end_by_signal, noted_signals
 from training.streams import ReaderGone
@@ -115,17 +115,17 @@ class _OneLineErrors(click.Command):
 
 @contextmanager
 def told_warnings() -> Iterator[None]:
-    """Tells what a text tower leaves out as a note of one line on stderr."""
+    """Tells how a text tower reads a text otherwise than its writer may think, as a note of one line on stderr."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, CutTextWarning):
+            if issubclass(category, TextWarning):
                 click.echo(f"note: {printable(str(message))}", err=True)
             else:
                 show(message, category, *where, **more)
 
-        warnings.simplefilter("always", CutTextWarning)
+        warnings.simplefilter("always", TextWarning)
         warnings.showwarning = tell
         yield
 

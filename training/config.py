@@ -7,6 +7,7 @@ it produced. "Pixels" are pixels of a 32 × 32 picture unless a size is named.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 HEAD_WIDTH = 32  # dimensions of one attention head of the text tower
 MAX_TOKENS = 48  # tokens of a text that are read; the rest is cut off
@@ -191,8 +192,57 @@ class DistilConfig:
 
 
 @dataclass(frozen=True)
+class WholeWordsConfig:
+    """The settings of the last stage, in which misplaced words become tokens (`training.whole_words`).
+
+    Which words are misplaced; cosines are those with the nearest concept:
+    far:         the cosine up to which a word that belongs nowhere may stay as it is.
+    near:        the cosine from which a word that belongs to a class may stay as it is.
+    slack:       how much nearer than it belongs a word may lie and stay as it is.
+    grammar:     how many of the most frequent words stay as they are.
+
+    Where a noun belongs by WordNet's tree (`TreePlacer`):
+    nearness:    exponent on the number of synsets below the one that a noun shares with a concept.
+    strangers:   the number of synsets below the shared one from which a noun has nothing in common with a class.
+    kin:         factor on the relevance of a noun below no class's root, 1 − log synsets / log `strangers`.
+    kin_most:    the largest such relevance.
+    associated:  the relevance of a noun that only the teacher finds relevant.
+
+    The tokens and their training:
+    same:        the cosine of two places from which on they share a token.
+    steps:       of the training.
+    batch_size:  texts of the tokens themselves in one step.
+    company:     texts in one step in which the token without a meaning stands beside a concept.
+    lr:          learning rate of Adam at the first step; it falls to 0.
+    seed:        of the texts.
+    """
+
+    far: float = 0.4
+    near: float = 0.6
+    slack: float = 0.1
+    grammar: int = 300
+    nearness: float = 2.0
+    strangers: int = 5_000
+    kin: float = 1.4
+    kin_most: float = 0.75
+    associated: float = 0.65
+    same: float = 0.98
+    steps: int = 300
+    batch_size: int = 256
+    company: int = 32
+    lr: float = 0.02
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Teaching:
-    """Who teaches the text tower, and how. teacher: a sentence encoder, a hub id or a local folder."""
+    """Who teaches the text tower, and how.
+
+    teacher: a sentence encoder, a hub id or a local folder. wordnet: the folder of WordNet's files, by which misplaced
+    words become tokens; None leaves the words to their letters.
+    """
 
     teacher: str
     config: DistilConfig = field(default_factory=DistilConfig)
+    wordnet: Path | None = None
+    words: WholeWordsConfig = field(default_factory=WholeWordsConfig)

@@ -29,14 +29,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from training.config import MAX_TOKENS, DistilConfig, Teaching
-from training.data.captions import TEMPLATES, Captions, all_prompts, embed_concepts
+from training.data.captions import TEMPLATES, Captions, all_prompts
 from training.data.cifar10 import CLASSES
+from training.data.wordnet import read_nouns
 from training.data.words import broad_vocabulary, frequent_words, phrases, rare_words, word_senses
 from training.encoders.dual import DualEncoder
 from training.encoders.text_tower import TextTower, tokenize, train_tokenizer
+from training.encoders.tokens import TowerTokenizer
 from training.errors import SparsightError
 from training.schedule import lr_factor
 
@@ -67,21 +68,12 @@ class Lesson:
         return Lesson([*self.texts, *other.texts], *(np.concatenate(pair) for pair in arrays))
 
 
-def distil_text(model: DualEncoder, captions: Captions, X: np.ndarray, teaching: Teaching) -> DualEncoder:
-    """Teaches a trained encoder a broad vocabulary, through a new text tower or one taught before; returns the encoder.
-
-    The model is changed in place. captions: of its training pictures. X: (n, d) embeddings of training pictures, from
-    which the null direction is found. Raises `SparsightError` where the teacher cannot be loaded.
-    """
-    D = embed_concepts(model.encode_texts, captions.concepts, TEMPLATES)
-    lesson = prepare_lesson(captions, D, null_direction(X, D), teaching, model.device)
-    return teach(model, captions, D, lesson, teaching.config)
-
-
-def check_teacher(teacher: str, device: torch.device) -> None:
-    """Raises `SparsightError` where a teacher or its vocabulary would be missing later."""
+def check_teacher(teaching: Teaching, device: torch.device) -> None:
+    """Raises `SparsightError` where a teacher, its vocabulary or WordNet would be missing later."""
     frequent_words(0, 1)
-    embed_by_teacher(teacher, ["a cat"], device)
+    if teaching.wordnet is not None:
+        read_nouns(teaching.wordnet)
+    embed_by_teacher(teaching.teacher, ["a cat"], device)
 
 
 def embed_by_teacher(teacher: str, texts: Sequence[str], device: torch.device, batch_size: int = 256) -> np.ndarray:
@@ -167,8 +159,7 @@ class Placer:
         described = [*CLASSES, *captions.kinds[len(CLASSES) :]]  # a class is no kind of itself
         self.C = embed_by_teacher(self.teacher, described, device)
         self.senses = word_senses()
-        texts = [*chain(*self.senses.values())]
-        self.of_sense = dict(zip(texts, zip(*self.place_alone(texts), strict=True), strict=True))
+        self.of_sense: dict[str, tuple[np.ndarray, float]] = {}  # as far as they were asked for
 
     def place_alone(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The places (n, d) of texts by the teacher alone, and their relevance (n,)."""
@@ -179,21 +170,19 @@ class Placer:
         """A text's own place; where it is a lemma, with or without an article, blended with those of its senses."""
         alone, relevance = self.place_alone(texts)
         wanted = alone.copy()
-        for i, text in enumerate(texts):
-            if senses := self.senses.get(re.sub("^an? ", "", text.lower())):
+        senses_of = [self.senses.get(re.sub("^an? ", "", text.lower()), []) for text in texts]
+        new = [sense for sense in dict.fromkeys(chain(*senses_of)) if sense not in self.of_sense]
+        self.of_sense |= zip(new, zip(*self.place_alone(new), strict=True), strict=True)
+        for i, senses in enumerate(senses_of):
+            if senses:
                 places = [(wanted[i], relevance[i]), *(self.of_sense[sense] for sense in senses)]
                 wanted[i], relevance[i] = blend(*(np.array(part) for part in zip(*places, strict=True)))
         return Lesson(texts, wanted, relevance, (alone * wanted).sum(1) > self.config.agreement)
 
 
-def prepare_lesson(
-    captions: Captions, D: np.ndarray, null: np.ndarray, teaching: Teaching, device: torch.device
-) -> Lesson:
-    """All texts that the tower is to learn: the broad vocabulary, relevant rare words, and phrases of these.
-
-    D: (m, d) the concepts in the encoder's space. null: (d,) the null direction.
-    """
-    config, placer = teaching.config, Placer(captions, D, null, teaching, device)
+def prepare_lesson(captions: Captions, placer: Placer) -> Lesson:
+    """All texts that the tower is to learn: the broad vocabulary, relevant rare words, and phrases of these."""
+    config = placer.config
     known = set(captions.concepts)
     texts = [t for t in broad_vocabulary(config.words) if t.lower() not in known]
     broad = len(texts)
@@ -272,7 +261,7 @@ def own_prompts(captions: Captions, D: np.ndarray) -> tuple[list[str], Tensor]:
 
 def _tower_to_teach(
     model: DualEncoder, texts: list[str], captions: Captions, config: DistilConfig
-) -> tuple[PreTrainedTokenizerFast, TextTower]:
+) -> tuple[TowerTokenizer, TextTower]:
     """The model's tower where it was taught before and has the shape; otherwise a new one, with tokens of `texts`."""
     before = model.config
     if before.known_from and (before.text_width, before.text_layers) == (config.width, config.layers):

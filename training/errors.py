@@ -15,7 +15,15 @@ class DataError(SparsightError, ValueError):
     """Numbers that cannot be used: a wrong shape, values that are not finite. Exit code 1."""
 
 
-class CutTextWarning(UserWarning):
+class TextWarning(UserWarning):
+    """A text is not read as its writer may think; the command line and the answers of the web tell it as a note."""
+
+
+class UntaughtWarning(TextWarning):
+    """A text holds words that the encoder was not taught; the message names them."""
+
+
+class CutTextWarning(TextWarning):
     """A text is longer than the encoder reads, and the end of it is left out; the message names it."""
 
 

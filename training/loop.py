@@ -27,7 +27,7 @@ from training.data.augment import augment
 from training.data.captions import all_prompts, make_captions, sample_prompts
 from training.data.cifar10 import CLASSES, Pictures
 from training.device import fast_bf16
-from training.distil import check_teacher, distil_text
+from training.distil import check_teacher
 from training.encoders import open_encoder
 from training.encoders.dual import DualEncoder, load_model, save_model
 from training.encoders.embeddings import save_test_embeddings
@@ -40,6 +40,7 @@ from training.files import full_path, write_whole
 from training.objective import Targets, objective
 from training.resuming import data_identity, refuse_another_run
 from training.schedule import lr_factor, make_optimizers, set_rates
+from training.whole_words import teach_texts
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "checkpoint.json"
 SAVE_EVERY = 120.0  # seconds between checkpoints
@@ -213,7 +214,7 @@ def train(
     a run of other settings, and where the loss is no longer finite.
     """
     if teaching is not None:  # hours of training must not end at a missing teacher
-        check_teacher(teaching.teacher, device)
+        check_teacher(teaching, device)
     trainer = Trainer(pictures, config, run, device, bf16, start)
     if trainer.resume():
         print(f"resuming {run} at step {trainer.steps_done} of {trainer.total_steps}", file=sys.stderr)
@@ -221,7 +222,8 @@ def train(
     notes = _notes(trainer, start)
     if teaching is not None:
         notes |= {"teacher": _public_name(teaching.teacher), "distil": asdict(teaching.config)}
-        distil_text(trainer.model, trainer.captions, trainer.embed(SAMPLE), teaching)
+        notes |= {"whole words": asdict(teaching.words)} if teaching.wordnet else {}
+        teach_texts(trainer.model, trainer.captions, trainer.embed(SAMPLE), teaching)
     save_model(trainer.model, run, trainer.captions.class_of, notes)
     if held_out is not None:
         accuracy = embed_held_out(run, held_out, device)

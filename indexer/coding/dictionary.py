@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,11 @@ class Dictionary:
     D: np.ndarray
     source: str
 
+    def take(self, ids: np.ndarray) -> Dictionary:
+        """The dictionary of some rows (k,) int."""
+        aliases, parents = [self.aliases[i] for i in ids], [self.parents[i] for i in ids]
+        return Dictionary([self.names[i] for i in ids], aliases, parents, self.D[ids], self.source)
+
     @property
     def fingerprint(self) -> str:
         sha = hashlib.sha256("\0".join(self.names).encode())
@@ -61,6 +66,17 @@ def make_dictionary(
     D = encoder.encode_concepts(names, templates)
     same_when_cut(names, lambda name: [fill(t, name) for t in templates], encoder.left_out)
     return Dictionary(names, [[] for _ in names], list(parents.values()), D, source)
+
+
+def meaningful(dictionary: Dictionary, encoder: Encoder) -> Dictionary:
+    """The concepts that mean something to an encoder: those with a cosine of at least `known_from` with one of its own.
+
+    All of them where the encoder tells no such cosine. The others would stand in codes for what no picture shows.
+    """
+    if not (encoder.known_from and encoder.concepts):
+        return dictionary
+    known = encoder.encode_concepts(list(encoder.concepts))
+    return dictionary.take(np.flatnonzero((dictionary.D @ known.T).max(1) >= encoder.known_from))
 
 
 def concepts_of(
@@ -142,14 +158,7 @@ def merge_same(dictionary: Dictionary, threshold: float = SAME, block: int = 102
             if len(earlier):
                 kept[start + i] = False
                 aliases[earlier[cosines[i, earlier].argmax()]].append(dictionary.names[start + i])
-    ids = np.flatnonzero(kept)
-    return Dictionary(
-        [dictionary.names[i] for i in ids],
-        [aliases[i] for i in ids],
-        [dictionary.parents[i] for i in ids],
-        D[ids],
-        dictionary.source,
-    )
+    return replace(dictionary, aliases=aliases).take(np.flatnonzero(kept))
 
 
 def _unique(words: Iterable[str]) -> list[str]:

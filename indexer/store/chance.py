@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.store.residuals import read_residuals
+from training.errors import TextWarning
 from training.files import write_whole
 
 if TYPE_CHECKING:
@@ -103,7 +105,10 @@ def index_chance(store: Store, embed: Callable[[Sequence[str]], np.ndarray]) -> 
     can be. embed: texts → unit rows (t, d)."""
     if chance := kept_chance(store):
         return chance
-    chance = measure_chance(store, embed(unrelated_texts()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextWarning)  # of words that are made up on purpose
+        T = embed(unrelated_texts())
+    chance = measure_chance(store, T)
     held = {"key": _key(store), "n": len(store), "dense": chance.dense.tolist(), "sparse": chance.sparse.tolist()}
     body = json.dumps(held)
     with suppress(OSError):  # then it is measured anew next time, and the answers are the same

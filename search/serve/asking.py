@@ -18,7 +18,7 @@ from search.index import Index
 from search.query import Query, Term
 from search.serve.holder import Holder
 from search.serve.uploads import PREFIX, Uploads
-from training.errors import CallError, CutTextWarning, SparsightError
+from training.errors import CallError, SparsightError, TextWarning
 
 NEWEST = 2**31 - 1  # ids are 32-bit
 
@@ -49,11 +49,11 @@ def ask(here: Serving, query: Query) -> Answer:
     """The answer to a query of the web. Raises `CallError` for a picture that is neither an id nor an upload."""
     check(query)
     with here.holder.index() as index, warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", CutTextWarning)  # one thread at a time is here
+        warnings.simplefilter("always", TextWarning)  # one thread at a time is here
         found = index.answer(query, vectors_of(query, index, here))
-    cut = [str(warning.message) for warning in said if issubclass(warning.category, CutTextWarning)]
+    told = [str(warning.message) for warning in said if issubclass(warning.category, TextWarning)]
     cut_off = found.cut_off if found.cut_off is not None and math.isfinite(found.cut_off) else None
-    return replace(found, cut_off=cut_off, notes=[*found.notes, *dict.fromkeys(cut)])
+    return replace(found, cut_off=cut_off, notes=[*found.notes, *dict.fromkeys(told)])
 
 
 def check(query: Query) -> None:

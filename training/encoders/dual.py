@@ -1,7 +1,8 @@
 """The two towers of an encoder that `sparsight train` trains, and how they are read and written.
 
 An encoder is a folder of `config.json` (its settings), `model.safetensors` (its weights), `tokenizer.json`,
-`concepts.json` (the concepts of its captions, each with its class) and `training.json` (how it was trained).
+`words.json` (the lexicon of its text tower, where it has one), `concepts.json` (the concepts of its captions, each with
+its class) and `training.json` (how it was trained).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
 
 from training.config import EncoderConfig
 from training.encoders.batches import in_batches
 from training.encoders.files import CONCEPTS, CONFIG, NOTES, TOKENIZER, WEIGHTS
-from training.encoders.text_tower import TextTower, tokenize, wrap_tokenizer
+from training.encoders.text_tower import TextTower, tokenize
+from training.encoders.tokens import TowerTokenizer
 from training.errors import SparsightError
 from training.files import write_whole
 
@@ -37,7 +38,7 @@ class DualEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EncoderConfig, tokenizer: PreTrainedTokenizerFast, *, pretrained: bool = False):
+    def __init__(self, config: EncoderConfig, tokenizer: TowerTokenizer, *, pretrained: bool = False):
         import timm
 
         import training.encoders.image_tower  # noqa: F401  (registers its towers with timm)
@@ -80,14 +81,13 @@ def load_model(folder: Path) -> DualEncoder:
     Raises `SparsightError` where a file or a tensor is missing, has another shape, or has values that are not finite.
     """
     from safetensors.torch import load_file
-    from tokenizers import Tokenizer
 
     missing = [f for f in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / f).is_file()]
     if missing:
         raise SparsightError(f"no encoder in {folder}: {', '.join(missing)} missing; name a folder written by train")
     try:
         config = EncoderConfig(**_tuples(json.loads((folder / CONFIG).read_text())))
-        tokenizer = wrap_tokenizer(Tokenizer.from_file(str(folder / TOKENIZER)))
+        tokenizer = TowerTokenizer.read(folder)
         weights = load_file(folder / WEIGHTS)
         model = DualEncoder(config, tokenizer)
         model.load_state_dict(weights)
@@ -111,7 +111,7 @@ def save_model(model: DualEncoder, folder: Path, concepts: dict[str, str], notes
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in state.items()}
     write_whole(folder / WEIGHTS, save(state))
-    write_whole(folder / TOKENIZER, model.tokenizer.backend_tokenizer.to_str().encode())
+    model.tokenizer.write(folder)
     write_whole(folder / CONCEPTS, json.dumps(concepts, indent=1).encode())
     write_whole(folder / NOTES, json.dumps(notes, indent=2).encode())
     write_whole(folder / CONFIG, json.dumps(asdict(model.config), indent=2).encode())

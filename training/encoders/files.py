@@ -9,6 +9,7 @@ from training.files import digest, full_path
 
 BUNDLED = Path(__file__).parent.parent / "weights"  # the encoder that ships with the package
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+WORDS = "words.json"  # the lexicon of the text tower, where it has one
 CONCEPTS, TEST_EMBEDDINGS, NOTES = "concepts.json", "cifar10-test.safetensors", "training.json"
 
 
@@ -32,4 +33,5 @@ def has_setting(folder: Path, key: str) -> bool:
 
 def trained_fingerprint(folder: Path) -> str:
     """SHA-256 over the files that decide an encoder's output. Raises OSError where one cannot be read."""
-    return digest((folder / f).read_bytes() for f in (CONFIG, TOKENIZER, WEIGHTS))
+    words = [WORDS] if (folder / WORDS).exists() else []  # earlier encoders have none
+    return digest((folder / f).read_bytes() for f in (CONFIG, TOKENIZER, WEIGHTS, *words))

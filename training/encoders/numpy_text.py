@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from training.config import HEAD_WIDTH, MAX_TOKENS
+from training.config import HEAD_WIDTH
 from training.data.captions import TEMPLATES, embed_concepts
-from training.encoders.cut import is_short, warn_of_cut
-from training.encoders.files import CONFIG, TOKENIZER, WEIGHTS, trained_fingerprint
+from training.encoders.files import CONFIG, WEIGHTS, trained_fingerprint
 from training.encoders.numpy_layers import attention, gelu, layer_norm
+from training.encoders.tokens import TowerTokenizer
 from training.errors import SparsightError
 
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -31,33 +31,29 @@ class NumpyTextEncoder:
 
     def __init__(self, folder: Path):
         from safetensors import SafetensorError, safe_open
-        from tokenizers import Tokenizer
 
         try:
             config = json.loads((folder / CONFIG).read_text())
             self.name, self.known_from = config["name"], config.get("known_from", 0.0)
-            self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+            self.tokenizer = TowerTokenizer.read(folder)
             with safe_open(folder / WEIGHTS, "np") as f:
                 text = [k for k in f.keys() if k.startswith("text.")]  # noqa: SIM118 (not a dict)
                 self.weights = {k.removeprefix("text."): f.get_tensor(k).astype(np.float32) for k in text}
             self.fingerprint = trained_fingerprint(folder)
             self.dim = len(self.weights["projection.weight"])
             self.layers = 1 + max(int(k.split(".")[3]) for k in self.weights if ".layer." in k)
-        except (OSError, SafetensorError, KeyError, ValueError) as e:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as e:
             raise SparsightError(f"no whole text tower in {folder}: {e}") from e
-        self.tokenizer.no_padding()  # a tokenizer is saved with the padding it last used
-        self.tokenizer.enable_truncation(MAX_TOKENS)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → (n, d) float32 unit rows."""
-        warn_of_cut(texts, self.left_out, MAX_TOKENS)
-        rows = [self._embed(np.array(e.ids, np.int64)) for e in self.tokenizer.encode_batch(list(texts))]
+        self.tokenizer.warn(texts)
+        rows = [self._embed(np.array(ids, np.int64)) for ids in self.tokenizer.ids(texts)]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def left_out(self, text: str) -> str:
         """The end of a text that the tower does not read."""
-        rest = [] if is_short(text, MAX_TOKENS) else self.tokenizer.encode(text).overflowing
-        return text[rest[0].offsets[0][0] :].strip() if rest else ""
+        return self.tokenizer.left_out(text)
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
         """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""
@@ -65,6 +61,8 @@ class NumpyTextEncoder:
 
     def _embed(self, ids: np.ndarray) -> np.ndarray:
         """The ids (t,) of one text's tokens → its unit row (d,)."""
+        if not len(ids):  # of a text of spaces
+            return np.zeros(self.dim, np.float32)
         w = self.weights
         embeddings = "bert.embeddings."
         h = (
@@ -78,7 +76,7 @@ class NumpyTextEncoder:
             h = self._norm(h + self._attend(h, layer + "attention."), layer + "attention.output.LayerNorm")
             inner = gelu(self._linear(h, layer + "intermediate.dense"))
             h = self._norm(h + self._linear(inner, layer + "output.dense"), layer + "output.LayerNorm")
-        z = w["projection.weight"] @ (h.mean(0) if len(h) else np.zeros(h.shape[1], np.float32))
+        z = w["projection.weight"] @ h.mean(0)
         return (z / max(float(np.linalg.norm(z)), 1e-12)).astype(np.float32)
 
     def _attend(self, h: np.ndarray, name: str) -> np.ndarray:

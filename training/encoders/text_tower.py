@@ -12,12 +12,15 @@ from collections.abc import Iterable
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
 
 from training.config import HEAD_WIDTH, MAX_TOKENS
+from training.encoders.tokens import TowerTokenizer
+
+PADDING = 0  # the id of the token that fills up a short text
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> TowerTokenizer:
     """Learns a tokenizer of at most `vocab_size` tokens from captions; it makes all texts lower case."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
@@ -30,12 +33,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> PreTrain
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
-    return wrap_tokenizer(tokenizer)
-
-
-def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer in the form that transformers' models take."""
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=MAX_TOKENS)
+    return TowerTokenizer(tokenizer)
 
 
 class TextTower(nn.Module):
@@ -57,7 +55,7 @@ class TextTower(nn.Module):
             max_position_embeddings=MAX_TOKENS,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            pad_token_id=0,
+            pad_token_id=PADDING,
         )
         self.bert = BertModel(config, add_pooling_layer=False)
         self.projection = nn.Linear(width, dim, bias=False)
@@ -70,7 +68,10 @@ class TextTower(nn.Module):
         return self.projection(pooled)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device) -> dict[str, Tensor]:
+def tokenize(tokenizer: TowerTokenizer, texts: list[str], device: torch.device) -> dict[str, Tensor]:
     """The arguments of `TextTower.forward` for b texts, padded to the longest; more than `MAX_TOKENS` are cut off."""
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-    return {k: batch[k].to(device) for k in ("input_ids", "attention_mask")}
+    rows = tokenizer.ids(texts)
+    longest = max(map(len, rows), default=0) or 1  # of a text of spaces the padding is left
+    ids = torch.tensor([row + [PADDING] * (longest - len(row)) for row in rows], dtype=torch.long)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=torch.long)
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

@@ -13,11 +13,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.config import MAX_TOKENS
 from training.data.captions import TEMPLATES, embed_concepts
 from training.device import fast_bf16
 from training.encoders.batches import in_batches
-from training.encoders.cut import left_out_of, warn_of_cut
 from training.encoders.dual import DualEncoder, load_model
 from training.encoders.files import BUNDLED, CONCEPTS, trained_fingerprint
 from training.encoders.square import as_picture, square
@@ -108,12 +106,12 @@ class TrainedEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → (n, d) float32 unit rows."""
-        warn_of_cut(texts, self.left_out, MAX_TOKENS)
+        self.model.tokenizer.warn(texts)
         return self.model.encode_texts(texts)
 
     def left_out(self, text: str) -> str:
         """The end of a text that the tower does not read."""
-        return left_out_of(text, self.model.tokenizer, MAX_TOKENS)
+        return self.model.tokenizer.left_out(text)
 
     def encode_concepts(self, concepts: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
         """Concepts → (m, d) float32 unit rows, each the normalised mean of its prompts' embeddings."""
