@@ -248,13 +248,14 @@ def teach_whole_words(
     tree = TreePlacer(nouns, captions, D, placer.null, config)
     found = misplaced(tree, words, S, frequent)
     # Of a word itself the teacher too sees the letters ("dogma"); of its commonest meanings it does not.
-    meanings = {word: [nouns.definition[sense] for sense in nouns.senses[word][:SENSES]] for word in found}
+    asked = [word for word, correction in found.items() if correction.wanted is not correction.if_relevant]
+    meanings = {word: [nouns.definition[sense] for sense in nouns.senses[word][:SENSES]] for word in asked}
     texts = [*dict.fromkeys(chain(*meanings.values()))]
     relevance = dict(zip(texts, placer.place_alone(texts)[1], strict=True))
     grammar, concept_words = {*[*frequent][: config.grammar]}, parts_of(captions.concepts)
     places: dict[str, np.ndarray] = {}
     for word, correction in found.items():
-        relevant = max(relevance[meaning] for meaning in meanings[word]) > teaching.relevant_from
+        relevant = any(relevance[meaning] > teaching.relevant_from for meaning in meanings.get(word, []))
         wanted = correction.if_relevant if relevant else correction.wanted
         if wanted is not None and word not in grammar and spelled(word) not in concept_words:
             places[word] = wanted
