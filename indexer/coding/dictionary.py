@@ -43,8 +43,13 @@ class Dictionary:
 
     def take(self, ids: np.ndarray) -> Dictionary:
         """The dictionary of some rows (k,) int."""
-        columns = ([column[i] for i in ids] for column in (self.names, self.aliases, self.parents))
-        return Dictionary(*columns, self.D[ids], self.source)
+        return Dictionary(
+            [self.names[i] for i in ids],
+            [self.aliases[i] for i in ids],
+            [self.parents[i] for i in ids],
+            self.D[ids],
+            self.source,
+        )
 
     @property
     def fingerprint(self) -> str:
