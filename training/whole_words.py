@@ -16,7 +16,7 @@ that there are few.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from training.data.wordnet import Nouns, read_nouns
 from training.data.words import frequent_words, rare_words, synsets
 from training.distil import Placer, null_direction, prepare_lesson, teach
 from training.encoders.dual import DualEncoder
-from training.encoders.lexicon import SHORT, Lexicon, spelled
+from training.encoders.lexicon import SHORT, Lexicon, singulars, spelled
 from training.encoders.tokens import TowerTokenizer
 
 NATURAL = {5, 8, 13, 20, 27}  # WordNet's categories animal, body, food, plant, substance: the tree alone judges these
@@ -147,12 +147,10 @@ def misplaced(
         if any(classes):
             right = near >= config.near and any(tree.parent[cosines.argmax()] in some for some in classes)
             if not right and (word not in frequent or classes[0]):
-                right_place = tree.wanted(tree.place(word))
-                found[word] = Correction(right_place, right_place)
+                found[word] = Correction(*[tree.wanted(tree.place(word))] * 2)
         elif senses and near > config.far:
             place = tree.place(word)
-            wanted: np.ndarray | None = tree.wanted(place) if near > place.relevance + config.slack else None
-            if_relevant = wanted
+            wanted = if_relevant = tree.wanted(place) if near > place.relevance + config.slack else None
             if word in frequent or any(nouns.category[sense] not in NATURAL for sense in senses):
                 associated = TreePlace(tree.towards[cosines.argmax()], config.associated, frozenset())
                 if_relevant = tree.wanted(associated) if near > config.associated + config.slack else None
@@ -241,30 +239,33 @@ def teach_whole_words(
     The model is changed in place. placer: by which it was taught.
     """
     D, teaching = placer.D, placer.config
-    place = lambda words: model.encode_texts([fill("a {}", word) for word in words]) @ D.T  # noqa: E731
     frequent = dict.fromkeys(frequent_words(0, teaching.words))
     lemmas = [lemma.lower() for synset in synsets() for lemma in synset.lemmas if len(lemma) > SHORT]
     words = [*dict.fromkeys([*frequent, *lemmas])]
-    S = place(words)
-    tree = TreePlacer(nouns, captions, D, placer.null, config)
+    Z = model.encode_texts([fill("a {}", word) for word in words])
+    S = Z @ D.T
+    null = meaningless(Z[S.max(1) < config.far / 2])
+    tree = TreePlacer(nouns, captions, D, null, config)
     found = misplaced(tree, words, S, frequent)
     # Of a word itself the teacher too sees the letters ("dogma"); of its commonest meanings it does not.
-    meanings = {word: [nouns.definition[sense] for sense in nouns.senses[word][:SENSES]] for word in found}
+    asked = [word for word, correction in found.items() if correction.wanted is not correction.if_relevant]
+    meanings = {word: [nouns.definition[sense] for sense in nouns.senses[word][:SENSES]] for word in asked}
     texts = [*dict.fromkeys(chain(*meanings.values()))]
     relevance = dict(zip(texts, placer.place_alone(texts)[1], strict=True))
     grammar, concept_words = {*[*frequent][: config.grammar]}, parts_of(captions.concepts)
     places: dict[str, np.ndarray] = {}
     for word, correction in found.items():
-        relevant = max(relevance[meaning] for meaning in meanings[word]) > teaching.relevant_from
+        relevant = any(relevance[meaning] > teaching.relevant_from for meaning in meanings.get(word, []))
         wanted = correction.if_relevant if relevant else correction.wanted
         if wanted is not None and word not in grammar and spelled(word) not in concept_words:
             places[word] = wanted
-    own, wanted_rows = share_tokens({"": placer.null, **places}, config.same)
-    lexicon = Lexicon(
-        {name: token for name, token in own.items() if name},
-        known_words(placer, [*words, *captions.concepts], place, config.near) - {*own},
-        frozenset(spelled(word) for word in places if word in frequent),
-    )
+    own, wanted_rows = share_tokens({"": null, **places}, config.same)
+    taught = {part for word in (*words, *captions.concepts) for part in spelled(word).split()}
+    taught |= learned_rare_words(model, captions, placer, D, nouns, config.near)
+    plurals = {word for word in taught if word not in nouns.senses and any(form in own for form in singulars(word))}
+    own.pop("")
+    alone = frozenset(spelled(word) for word in places if word in frequent)
+    lexicon = Lexicon(own, frozenset(taught - plurals - {*own}), alone)
     ordinary = [w for w, s in zip(words, S, strict=True) if w in nouns.senses and s.max() < config.far / 2]
     teach_tokens(model, captions, lexicon, wanted_rows, ordinary[: teaching.company], config)
     known = f"{len(lexicon.taught)} more words are known"
@@ -277,15 +278,27 @@ def parts_of(names: Sequence[str]) -> set[str]:
     return {" ".join(words[i:j]) for words in split for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
 
 
-def known_words(
-    placer: Placer, words: Sequence[str], place: Callable[[list[str]], np.ndarray], near: float
-) -> frozenset[str]:
-    """The words in names that were taught, and the rare words that were learned: relevant ones that lie near a concept.
+def meaningless(Z: np.ndarray) -> np.ndarray:
+    """The unit direction (d,) in which a tower puts words without a meaning here, Z (n, d): that of their mean.
 
-    place: words → their cosines (n, m) with the concepts. near: the cosine from which a word lies near one.
+    It is the null direction of the tower's own teaching, which another teaching would not find again.
+    """
+    mean = Z.mean(0)
+    return mean / np.linalg.norm(mean)
+
+
+def learned_rare_words(
+    model: DualEncoder, captions: Captions, placer: Placer, D: np.ndarray, nouns: Nouns, near: float
+) -> set[str]:
+    """The rare words that were learned: relevant ones with a cosine above `near` with a concept (a row of D).
+
+    Of what is no noun of WordNet's the teacher too goes by the letters: "shipton" is not learned because of "ship".
     """
     rare = rare_words(placer.config.words, placer.config.rare)
-    learned = [rare[i] for i in np.flatnonzero(place(rare).max(1) > near)]
-    relevant = placer.place(learned).relevance > placer.config.relevant_from
-    taught = [*words, *(learned[i] for i in np.flatnonzero(relevant))]
-    return frozenset(part for word in taught for part in spelled(word).split())
+    S = model.encode_texts([fill("a {}", word) for word in rare]) @ D.T
+    nearest = [spelled(captions.concepts[i]).split() for i in S.argmax(1)]
+    alike = [
+        any(len(part) > SHORT and part in word for part in parts) for word, parts in zip(rare, nearest, strict=True)
+    ]
+    close = [rare[i] for i in np.flatnonzero(S.max(1) > near) if rare[i] in nouns.senses or not alike[i]]
+    return {close[i] for i in np.flatnonzero(placer.place(close).relevance > placer.config.relevant_from)}

@@ -43,8 +43,13 @@ class Dictionary:
 
     def take(self, ids: np.ndarray) -> Dictionary:
         """The dictionary of some rows (k,) int."""
-        aliases, parents = [self.aliases[i] for i in ids], [self.parents[i] for i in ids]
-        return Dictionary([self.names[i] for i in ids], aliases, parents, self.D[ids], self.source)
+        return Dictionary(
+            [self.names[i] for i in ids],
+            [self.aliases[i] for i in ids],
+            [self.parents[i] for i in ids],
+            self.D[ids],
+            self.source,
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -103,7 +103,7 @@ class Lexicon:
             gaps = (text[a.end() : b.start()] for a, b in zip(found[i:], found[i + 1 : i + count], strict=False))
             *before, last = words[i : i + count]
             if all(_GAP.fullmatch(gap) for gap in gaps):
-                forms = [last] if count == 1 and last in self.taught else [last, *_singulars(last)]
+                forms = [last] if count == 1 and last in self.taught else [last, *singulars(last)]
                 for name in (" ".join([*before, form]) for form in forms):
                     if name in self.own and (name not in self.alone or others <= count):
                         return count, self.own[name]
@@ -128,7 +128,7 @@ class Lexicon:
         return (
             len(word) <= SHORT
             or any(letter.isdigit() for letter in word)
-            or any(form in self.taught or form in self.own for form in (word, *_singulars(word)))
+            or any(form in self.taught or form in self.own for form in (word, *singulars(word)))
         )
 
 
@@ -138,7 +138,7 @@ def spelled(name: str) -> str:
     return " ".join(_WORD.findall(plain))
 
 
-def _singulars(word: str) -> Iterable[str]:
+def singulars(word: str) -> Iterable[str]:
     """What a word may be the plural or the possessive of."""
     if word.endswith("'s"):
         yield word[:-2]
