@@ -280,12 +280,7 @@ def test_without_embeddings_what_codes_can_answer_is_answered(run, small_one, re
             assert [(h.id, h.score) for h in call(small)] == [(h.id, h.score) for h in call(whole)]
         V = standing(small.store)
         assert [h.id for h in small.search(like=7)] == np.argsort(-(V @ V[7]), kind="stable")[:10].tolist()
-<<<<<<< ours
         assert small.classify(7) == replace(whole.classify(7), familiarity=None, notes=[])
-=======
-        ours, theirs = small.classify(7), whole.classify(7)
-        assert (ours.scores, ours.concepts, ours.rest) == (theirs.scores, theirs.concepts, theirs.rest)
->>>>>>> theirs
         assert [h.id for h in small.search("a truck")] == [h.id for h in whole.search("a truck", mode="sparse")]
         e = small.explain(7, "a boat")
         assert (e.dense_score, e.cosine) == (None, None)
