@@ -52,6 +52,7 @@ for path in find_pictures(sys.argv[1])[0]:
 UNPRIVILEGED = """
 import json, os, sys
 from PIL import Image
+import training.device
 from indexer.pictures.folders import find_pictures, read_pictures
 Image.init()  # loads its modules, which may lie where others cannot read
 if os.geteuid() == 0:
