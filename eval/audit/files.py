@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 
 from eval.audit.run import Audit
 from eval.audit.subject import Shown
+from eval.template import page_of
 from indexer.store import Store
 from training.errors import SparsightError
 from training.files import write_whole
@@ -31,23 +31,9 @@ def write_audit(folder: Path, audit: Audit, store: Store, most: int) -> None:
 
 
 def page(audit: Audit, store: Store, most: int) -> str:
-    """The page (`page.html`), which loads nothing from outside. The template escapes all text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("eval.audit", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The page (`page.html`), which loads nothing from outside."""
     thumbnails = store.thumbnails(sorted({shown.id for shown in _shown(audit, most)}))
-    return environment.get_template("page.html").render(
-        audit=audit,
-        most=most,
-        few=FEW,
-        thumbnails={image_id: base64.b64encode(jpeg).decode() for image_id, jpeg in thumbnails.items()},
-    )
+    return page_of("eval.audit", thumbnails, audit=audit, most=most, few=FEW)
 
 
 def _shown(audit: Audit, most: int) -> list[Shown]:

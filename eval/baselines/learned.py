@@ -7,8 +7,6 @@ neighbours are found. Both are trained for some seconds on the same embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,8 +34,12 @@ def autoencoder(material: Material, k: int, *, contrastive: bool = False) -> Kep
     """X by the k most active of ATOMS learned atoms; contrastive: trained as CSR, whose neighbours are of the codes."""
     import torch
 
+    from training.device import single_threads
+
     X = torch.from_numpy(material.X)
-    with one_thread():
+    # The steps are small: where other work has the cores, threads wait for each other much longer than they compute.
+    with single_threads() as alone:
+        alone()
         (encoder, bias, decoder, mean), train_seconds = timed(lambda: trained(material, k, contrastive))
 
     def code() -> sparse.csr_matrix:
@@ -101,20 +103,6 @@ def trained(material: Material, k: int, contrastive: bool) -> tuple[Tensor, Tens
         with torch.no_grad():
             decoder /= decoder.norm(dim=1, keepdim=True).clamp_min(1e-8)
     return encoder.detach(), bias.detach(), decoder.detach(), mean
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The steps are small: where other work has the cores, threads wait for each other much longer than they
-    compute."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def most_active(activations: Tensor, k: int) -> Tensor:

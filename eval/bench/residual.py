@@ -19,11 +19,11 @@ import numpy as np
 from scipy import sparse
 
 from eval.bench.common import Options, Row, Section
+from eval.evaluators import compact_bytes
 from eval.evaluators.residual import (
     Judged,
     best_at,
     codes_at,
-    concept_bytes,
     judge_codes,
     judge_faiss,
     judge_quantiser,
@@ -58,7 +58,7 @@ def run(options: Options) -> Section:
     tried = []
     for size in SIZES:
         for l1 in PENALTIES:
-            parts = size - math.ceil(concept_bytes(codes[l1][0]))
+            parts = size - math.ceil(compact_bytes(codes[l1][0]) / len(judged.X))
             tried.append(judge_codes(judged, D, *codes[l1], l1=l1, description=opq(parts, d)))
             click.echo(f"tried {tried[-1]['name']}", err=True)
     chosen = {(row["l1"], row["description"]): None for size in SIZES if (row := best_at(tried, size))}

@@ -1,9 +1,9 @@
 """What do concepts with a product-quantised residual keep of the embeddings, for how many bytes, beside OPQ alone?
 
 Every method is judged alike: what its code gives back is normalised, and recall@10 of dense neighbours is measured with
-both sides coded, and with the query's exact embedding. Bytes are a picture's alone: 3 for each concept (a 16-bit id and
-an 8-bit weight) and 1 for their number, and those of the residual's code; the tables that are shared by all pictures
-stand beside, under a name of their own. Codebooks are learnt from pictures that are not judged.
+both sides coded, and with the query's exact embedding. Bytes are a picture's alone: its concepts in the compact layout
+(`compact_bytes`) and the residual's code; the tables that are shared by all pictures stand beside, under a name of
+their own. Codebooks are learnt from pictures that are not judged.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from scipy import sparse
 
 from eval.evaluators.accuracy import predicted
-from eval.evaluators.retrieval import largest, recall
+from eval.evaluators.memory import compact_bytes
+from eval.evaluators.retrieval import neighbours, recall
 from indexer.coding import encode_sparse
 from indexer.config import CoderConfig
 from indexer.residual import code_residuals, fit_quantiser, learn_quantiser, read_description, scales_of
 
-CONCEPT_BYTES, COUNT_BYTES = 3, 1  # of a concept: a 16-bit id and an 8-bit weight; of the number of concepts
 K = 10
 
 
@@ -40,19 +40,7 @@ class Judged:
     @cached_property
     def dense_neighbours(self) -> np.ndarray:
         """(q, K) of the pictures that ask."""
-        return self.neighbours(self.X, self.X)
-
-    def neighbours(self, Q: np.ndarray, R: np.ndarray, block: int = 1000) -> np.ndarray:
-        """For each picture that asks, by its row of Q (n, d), the K other pictures whose rows of R (n, d) have the
-        largest inner products with it: (q, K)."""
-        asking = np.arange(0, len(Q), self.every)
-        found = np.empty((len(asking), min(K, len(R) - 1)), np.int64)
-        for start in range(0, len(asking), block):
-            some = asking[start : start + block]
-            scores = Q[some] @ R.T
-            scores[np.arange(len(some)), some] = -np.inf
-            found[start : start + block] = largest(scores, found.shape[1])
-        return found
+        return neighbours(self.X, K, every=self.every)
 
     def figures(self, R: np.ndarray) -> dict[str, float]:
         """What R (n, d), which is normalised here, is worth in place of X."""
@@ -60,8 +48,8 @@ class Judged:
         return {
             "accuracy": float((predicted(R, self.T) == self.labels).mean()),
             "cosine": float((self.X * R).sum(1).mean()),
-            "recall_both_coded": recall(self.neighbours(R, R), self.dense_neighbours),
-            "recall_query_exact": recall(self.neighbours(self.X, R), self.dense_neighbours),
+            "recall_both_coded": recall(neighbours(R, K, every=self.every), self.dense_neighbours),
+            "recall_query_exact": recall(neighbours(R, K, queries=self.X, every=self.every), self.dense_neighbours),
         }
 
 
@@ -88,11 +76,6 @@ def codes_at(X: np.ndarray, D: np.ndarray, l1: float, refit: bool = True) -> spa
     return W
 
 
-def concept_bytes(W: sparse.csr_matrix) -> float:
-    """Bytes a picture of codes W (n, m)."""
-    return CONCEPT_BYTES * W.nnz / W.shape[0] + COUNT_BYTES
-
-
 def judge_codes(
     judged: Judged,
     D: np.ndarray,
@@ -116,7 +99,7 @@ def judge_codes(
         "description": description,
         "l1": l1,
         "seed": seed,
-        "bytes_per_image": concept_bytes(W) + size,
+        "bytes_per_image": compact_bytes(W) / W.shape[0] + size,
         "concepts_mean": W.nnz / W.shape[0],
         "codebook_bytes": tables,
         **judged.figures(R),

@@ -7,21 +7,23 @@ import numpy as np
 WIDTH = 64  # scores of which only the largest is looked at when a row's threshold is sought
 
 
-def neighbours(A: np.ndarray, k: int = 10, block: int = 1000) -> np.ndarray:
+def neighbours(
+    A: np.ndarray, k: int = 10, block: int = 1000, *, queries: np.ndarray | None = None, every: int = 1
+) -> np.ndarray:
     """For each row of A (n, d) the ids (n, k) of the k other rows with the largest inner product, best first.
 
-    Ties go to the lower id. Memory: block × n scores. With fewer than k other rows k is their number.
+    queries (n, d): other vectors of the same pictures, which ask in place of the rows of A. every: each how-manieth row
+    asks. Ties go to the lower id. Memory: block × n scores. With fewer than k other rows k is their number.
 
     >>> neighbours(np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]), k=1).tolist()
     [[1], [2], [1]]
     """
-    n = len(A)
-    k = min(k, n - 1)
-    found = np.empty((n, k), np.int64)
-    for start in range(0, n, block):
-        scores = A[start : start + block] @ A.T
-        rows = np.arange(len(scores))
-        scores[rows, start + rows] = -np.inf
+    Q, k, asking = A if queries is None else queries, min(k, len(A) - 1), range(0, len(A), every)
+    found = np.empty((len(asking), k), np.int64)
+    for start in range(0, len(asking), block):
+        rows = np.array(asking[start : start + block])
+        scores = Q[rows[0] : rows[-1] + 1 : every] @ A.T
+        scores[np.arange(len(rows)), rows] = -np.inf
         found[start : start + block] = largest(scores, k)
     return found
 

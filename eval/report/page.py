@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 
 from eval.evaluate import Report
 from eval.report import ladder
 from eval.report.plots import Plot
 from eval.report.words import sentences
+from eval.template import page_of
 
 MOST_CLASSES = 20  # of which confusion matrices are shown
 
@@ -18,18 +18,11 @@ def page(report: Report, plots: Mapping[str, Sequence[Plot]], thumbnails: dict[i
 
     The template escapes all text but the plots and the style sheet, which are our own.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("eval.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     confusion = report.confusion
     shown = confusion is not None and len(confusion.classes) <= MOST_CLASSES
-    return environment.get_template("page.html").render(
+    return page_of(
+        "eval.report",
+        thumbnails,
         r=report,
         sentences=sentences(report),
         plots=plots,
@@ -42,7 +35,6 @@ def page(report: Report, plots: Mapping[str, Sequence[Plot]], thumbnails: dict[i
         if confusion is not None and shown
         else [],
         changed=changed(report) if shown else [],
-        thumbnails={image_id: base64.b64encode(jpeg).decode() for image_id, jpeg in thumbnails.items()},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -18,6 +18,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def written(columns: Mapping[str, str], rows: Sequence[Row]) -> str:
+    """A table of rows. columns: for each heading how a row's figures are written, as `str.format` takes it.
+
+    >>> print(written({"n": "{n:,}"}, [{"n": 1000}]))
+    | n |
+    | --- |
+    | 1,000 |
+    """
+    return markdown([*columns], [[form.format_map(row) for form in columns.values()] for row in rows])
 
 
 def rows_of(bench: Row, section: str, beginning: str) -> list[Row]:
@@ -46,41 +57,31 @@ def coders(bench: Row, *words: str) -> str:
 
 def refits(bench: Row) -> str:
     """What least squares adds."""
-    header = ["dictionary", "solver", "rows", "concepts", "seconds", "with least squares", "added"]
-    return markdown(
-        header,
-        [
-            [
-                row["problem"],
-                row["solver"],
-                f"{row['n']:,}",
-                f"{row['concepts']:.3g}",
-                f"{row['seconds']:.3g}",
-                f"{row['with_refit']:.3g}",
-                f"{100 * row['added']:.0f} %",
-            ]
-            for row in rows_of(bench, "coder", "refitting")
-        ],
-    )
+    columns = {
+        "dictionary": "{problem}",
+        "solver": "{solver}",
+        "rows": "{n:,}",
+        "concepts": "{concepts:.3g}",
+        "seconds": "{seconds:.3g}",
+        "with least squares": "{with_refit:.3g}",
+        "added": "{percent:.0f} %",
+    }
+    rows = rows_of(bench, "coder", "refitting")
+    return written(columns, [row | {"percent": 100 * row["added"]} for row in rows])
 
 
 def growth(bench: Row) -> str:
     """How the coder's time and memory grow."""
-    return markdown(
-        ["n", "K", "d", "concepts", "seconds", "rows a second", "peak MB"],
-        [
-            [
-                f"{row['n']:,}",
-                f"{row['K']:,}",
-                str(row["d"]),
-                f"{row['concepts']:.3g}",
-                f"{row['seconds']:.3f}",
-                f"{row['rows_per_s']:,.0f}",
-                f"{row['peak_MB']:.0f}",
-            ]
-            for row in rows_of(bench, "coder", "scaling")
-        ],
-    )
+    columns = {
+        "n": "{n:,}",
+        "K": "{K:,}",
+        "d": "{d}",
+        "concepts": "{concepts:.3g}",
+        "seconds": "{seconds:.3f}",
+        "rows a second": "{rows_per_s:,.0f}",
+        "peak MB": "{peak_MB:.0f}",
+    }
+    return written(columns, rows_of(bench, "coder", "scaling"))
 
 
 def scale(bench: Row) -> str:

@@ -31,6 +31,7 @@ from torch import Tensor
 from indexer.coding.codes import Codes, Part, join
 from indexer.coding.prepared import PreparedDictionary, multiplies_bfloat16
 from indexer.config import CoderConfig
+from training.device import single_threads
 from training.errors import DataError
 
 SOLVERS = ("auto", "gram", "active_set", "torch")
@@ -213,12 +214,12 @@ def _in_threads(work: Callable[[int], T], items: range, threads: int) -> Iterato
     if threads == 1 or len(items) < 2:
         yield from map(work, items)
         return
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield from pool.map(work, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    with single_threads() as begin:
+        pool = ThreadPoolExecutor(threads, initializer=begin)
+        try:
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _memory(config: CoderConfig, device: torch.device) -> int:
