@@ -16,7 +16,7 @@ that there are few.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -247,16 +247,11 @@ def teach_whole_words(
     null = meaningless(Z[S.max(1) < config.far / 2])
     tree = TreePlacer(nouns, captions, D, null, config)
     found = misplaced(tree, words, S, frequent)
-    # Of a word itself the teacher too sees the letters ("dogma"); of its commonest meanings it does not.
-    asked = [word for word, correction in found.items() if correction.wanted is not correction.if_relevant]
-    meanings = {word: [nouns.definition[sense] for sense in nouns.senses[word][:SENSES]] for word in asked}
-    texts = [*dict.fromkeys(chain(*meanings.values()))]
-    relevance = dict(zip(texts, placer.place_alone(texts)[1], strict=True))
+    relevant = relevant_words(words, found, placer, nouns, frequent, spelled_alike(words, captions, S))
     grammar, concept_words = {*[*frequent][: config.grammar]}, parts_of(captions.concepts)
     places: dict[str, np.ndarray] = {}
     for word, correction in found.items():
-        relevant = any(relevance[meaning] > teaching.relevant_from for meaning in meanings.get(word, []))
-        wanted = correction.if_relevant if relevant else correction.wanted
+        wanted = correction.if_relevant if word in relevant else correction.wanted
         if wanted is not None and word not in grammar and spelled(word) not in concept_words:
             places[word] = wanted
     own, wanted_rows = share_tokens({"": null, **places}, config.same)
@@ -287,18 +282,48 @@ def meaningless(Z: np.ndarray) -> np.ndarray:
     return mean / np.linalg.norm(mean)
 
 
+def spelled_alike(words: Sequence[str], captions: Captions, S: np.ndarray) -> list[bool]:
+    """Whether each word holds a word of the concept that is nearest to it by S (n, m), as "dogma" does and "shipton".
+
+    Then the teacher, too, goes by its letters.
+    """
+    nearest = [spelled(captions.concepts[i]).split() for i in S.argmax(1)]
+    return [any(len(p) > SHORT and p in word for p in parts) for word, parts in zip(words, nearest, strict=True)]
+
+
+def relevant_words(
+    words: Sequence[str],
+    found: Mapping[str, Correction],
+    placer: Placer,
+    nouns: Nouns,
+    frequent: Collection[str],
+    alike: Sequence[bool],
+) -> set[str]:
+    """Of the misplaced words those that the teacher finds relevant, where that counts.
+
+    One of a word's commonest meanings must be: of the word itself the teacher too sees the letters. A frequent word may
+    be relevant by itself where it is not spelled `alike`, for WordNet does not know a dog that is called a labrador.
+    """
+    meanings: dict[str, list[str]] = {}
+    for word, by_letters in zip(words, alike, strict=True):
+        if word in found and found[word].wanted is not found[word].if_relevant:
+            itself = [word] if word in frequent and not by_letters else []
+            meanings[word] = [*(nouns.definition[sense] for sense in nouns.senses[word][:SENSES]), *itself]
+    texts = [*dict.fromkeys(chain(*meanings.values()))]
+    relevance = dict(zip(texts, placer.place_alone(texts)[1], strict=True))
+    least = placer.config.relevant_from
+    return {word for word, some in meanings.items() if any(relevance[meaning] > least for meaning in some)}
+
+
 def learned_rare_words(
     model: DualEncoder, captions: Captions, placer: Placer, D: np.ndarray, nouns: Nouns, near: float
 ) -> set[str]:
     """The rare words that were learned: relevant ones with a cosine above `near` with a concept (a row of D).
 
-    Of what is no noun of WordNet's the teacher too goes by the letters: "shipton" is not learned because of "ship".
+    What is no noun of WordNet's and spelled like the concept is none of them.
     """
     rare = rare_words(placer.config.words, placer.config.rare)
     S = model.encode_texts([fill("a {}", word) for word in rare]) @ D.T
-    nearest = [spelled(captions.concepts[i]).split() for i in S.argmax(1)]
-    alike = [
-        any(len(part) > SHORT and part in word for part in parts) for word, parts in zip(rare, nearest, strict=True)
-    ]
+    alike = spelled_alike(rare, captions, S)
     close = [rare[i] for i in np.flatnonzero(S.max(1) > near) if rare[i] in nouns.senses or not alike[i]]
     return {close[i] for i in np.flatnonzero(placer.place(close).relevance > placer.config.relevant_from)}
