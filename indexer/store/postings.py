@@ -1,10 +1,11 @@
 """Packed postings: for each concept the pictures that it helps to make up, with their weights.
 
 A weight is a whole multiple of a step, so its error is at most half a step (weights under half a step become one: no
-posting is lost). A concept's step is the power of two from which its largest weight has at most 8191: packing what was
-unpacked changes nothing, and only where the largest weight doubles are the others rounded once more. A long list is
-split into tiers by weight (its strongest 5 %, the next 25 %, the rest), so that a query can leave the weak ones
-unread, and the narrow range of a tier's weights takes fewer bits. Within a tier ids ascend.
+posting is lost). A concept's step is 1/4096, or where a weight is 2 or more the power of two from which the largest has
+at most 8191. So a weight is rounded alike in every index that holds it, whole or one shard of it, and packing what was
+unpacked changes nothing. A long list is split into tiers by weight (its strongest 5 %, the next 25 %, the rest), so
+that a query can leave the weak ones unread, and the narrow range of a tier's weights takes fewer bits. Within a tier
+ids ascend.
 
 A posting is one bit field: the gap to the picture before it, then its weight in steps less the tier's least
 (lift). A tier is cut into blocks of at most 128 postings; the fields of a block have one width, that of its largest
@@ -24,6 +25,7 @@ from scipy import sparse
 BLOCK = 128
 WEIGHT_BITS = 13
 TOP = 2**WEIGHT_BITS - 1  # no weight has more steps; 8 bits would change 1–4 % of the ten best hits
+STEP = 2.0**-12  # of weights below 2: those of unit rows by unit atoms seldom pass 1
 MAX_GAP = 2 ** (32 - WEIGHT_BITS) - 1  # a larger gap starts a new block, so that no field is wider than 32 bits
 TIERS = (0.05, 0.30)  # the strongest shares of a list that end a tier …
 SPLIT = 1024  # … where it has at least as many postings
@@ -270,7 +272,7 @@ def _pack(indptr: np.ndarray, ids: np.ndarray, weights: np.ndarray, lowest: int)
     largest = np.maximum.reduceat(weights, (indptr[:-1] - indptr[0])[counts > 0])
     fraction, exponent = np.frexp(largest / np.float32(TOP))
     step[counts > 0] = np.ldexp(np.float32(1), exponent - (fraction == 0.5))
-    step = np.maximum(step, np.finfo(np.float32).tiny)
+    step = np.maximum(step, np.float32(STEP))
     codes = np.clip(np.rint(weights / step[owner]), 1, TOP).astype(np.int64)
     tier = owner * (len(TIERS) + 1) + _tiers(owner, weights, counts)
     order = np.argsort(tier, kind="stable")
