@@ -93,7 +93,7 @@ def add_pictures(
     encoded. Raises `SparsightError` where a path is missing, or the encoder another.
     """
     with changing(folder, "add") as store:
-        store.refuse_another(encoder)
+        store.meta.refuse_another(encoder, folder)
         excluded = _excluded(store, exclude)
         found, skipped = _find(paths, excluded)
         unchanged, unread = _stamped(store, found, verify)

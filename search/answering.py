@@ -19,21 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from indexer.store.chance import LEVEL, Chance
 from search.answers import Answer, Hit, Mode, contributions
-from search.engine import Engine
-from search.filters import holding
+from search.engine import Chosen, Engine, Found
 from search.grouping import diversified, grouped
 from search.query import Query, Term
 from search.ranking import top_k
 from training.errors import CallError
-
-if TYPE_CHECKING:
-    from search.inverted import Inverted
 
 CANDIDATES = 200  # that hybrid mode scores at the least: with more, P@10 falls to that of dense mode
 MANY = 10  # times k: candidates of hybrid mode, and of groups and diversity
@@ -78,18 +73,16 @@ def answer_query(
     query: Query,
     vector_of: Callable[[Term], np.ndarray],
     concept_id: Callable[[str], int],
-    allowed: np.ndarray | None,
     chance: Callable[[], Chance],
 ) -> Answer:
-    """The hits of a query. vector_of: a text's or a picture's unit vector (d,); allowed (next_id,): which ids may be
-    hits, None for all; chance: the scores of unrelated texts, asked for where they count."""
+    """The hits of a query. vector_of: a text's or a picture's unit vector (d,); chance: the scores of
+    unrelated texts, asked for where they count."""
     mode = query.resolved_mode
     wanted = make_wanted(engine, query, vector_of, concept_id, sparse=mode == "sparse")
     few = query.k if not (query.diverse or query.group_by) else MANY * query.k
-    if wanted.only_concepts:
-        held = holding(engine.store, np.flatnonzero(wanted.s > 0).tolist())
-        allowed = held if allowed is None else held & allowed
-    ranked = _ranked(engine, wanted, query, few, allowed)
+    held = np.flatnonzero(wanted.s > 0).tolist() if wanted.only_concepts else None
+    chosen = engine.chosen(query, concept_id, held)
+    ranked = _ranked(engine, wanted, query, few, chosen)
     others: dict[int, list[int]] = {}
     groups = MANY * query.k if query.diverse else query.k
     while query.group_by:
@@ -98,7 +91,7 @@ def answer_query(
             ranked = ranked.take(places)
             break
         few *= 4
-        ranked = _ranked(engine, wanted, query, few, allowed)
+        ranked = _ranked(engine, wanted, query, few, chosen)
     if query.diverse:
         X = engine.vectors_of(ranked.ids.tolist())
         ranked = ranked.take(diversified(X, ranked.scores, query.diverse, query.k))
@@ -118,10 +111,10 @@ def answer_query(
 def nearest(engine: Engine, t: np.ndarray, k: int, mode: Mode) -> list[Hit]:
     """The min(k, n) pictures with the highest scores for a unit vector t (d,), best first."""
     wanted = Wanted(t, engine.D @ t)
-    k = min(k, len(engine.store))
+    k = min(k, len(engine))
     if not k:
         return []
-    found = _sparse(engine, wanted, k, None) if mode == "sparse" else _dense(engine, t, k, None)
+    found = engine.sparse(t, wanted.s, k, None) if mode == "sparse" else engine.dense(t, k, None)
     return _hits(engine, Ranked(*found, found[1]), wanted, mode, None, {})
 
 
@@ -174,26 +167,29 @@ def make_wanted(
     return Wanted(p, s + D @ p, against, only_concepts and not p.any())
 
 
-def _ranked(engine: Engine, wanted: Wanted, query: Query, k: int, allowed: np.ndarray | None) -> Ranked:
-    k = min(k, len(engine.store) if allowed is None else int(allowed.sum()))
+def _ranked(engine: Engine, wanted: Wanted, query: Query, k: int, chosen: Chosen | None) -> Ranked:
+    k = min(k, len(engine) if chosen is None else chosen.count)
     if not k:
         return Ranked()
     if not query.terms:
-        ids = engine.store.image_ids if allowed is None else np.flatnonzero(allowed)
-        return Ranked(ids[:k], np.zeros(k), np.zeros(k))
+        return Ranked(engine.first(k, chosen), np.zeros(k), np.zeros(k))
     mode = query.resolved_mode
+
+    def sparse(size: int) -> Found:
+        return engine.sparse(wanted.p, wanted.s, size, chosen, look_up=wanted.is_look_up)
+
     if mode == "sparse":
-        return _penalised(lambda size: _sparse(engine, wanted, size, allowed), _held(engine, wanted), k)
+        return _penalised(sparse, _held(engine, wanted), k)
     exact = _embedded(engine, wanted)
     if mode == "dense":
-        return _penalised(lambda size: _dense(engine, wanted.p, size, allowed), exact if wanted.against else None, k)
+        return _penalised(lambda size: engine.dense(wanted.p, size, chosen), exact if wanted.against else None, k)
     size = max(CANDIDATES, MANY * k)
-    candidates = _penalised(lambda n: _sparse(engine, wanted, n, allowed), _held(engine, wanted), size)
+    candidates = _penalised(sparse, _held(engine, wanted), size)
     plain, scores = exact(candidates.ids)
     if not query.fuse:
         best = top_k(scores, k, candidates.ids)
         return Ranked(candidates.ids[best], scores[best], plain[best])
-    dense = _penalised(lambda n: _dense(engine, wanted.p, n, allowed), exact, size)
+    dense = _penalised(lambda n: engine.dense(wanted.p, n, chosen), exact, size)
     fused: dict[int, float] = {}
     for ids in (candidates.ids, dense.ids):
         for rank, i in enumerate(ids.tolist(), 1):
@@ -207,7 +203,7 @@ def _ranked(engine: Engine, wanted: Wanted, query: Query, k: int, allowed: np.nd
 Scores = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # ids (k,) → what is wanted alone, and the score (k,)
 
 
-def _penalised(search: Callable[[int], tuple[np.ndarray, np.ndarray]], exact: Scores | None, k: int) -> Ranked:
+def _penalised(search: Callable[[int], Found], exact: Scores | None, k: int) -> Ranked:
     """The k best by score, from a search by what is wanted alone, which is never below the score.
 
     More is searched for until none that was not found can be better than the last of the best. exact: None where both
@@ -233,7 +229,7 @@ def _held(engine: Engine, wanted: Wanted) -> Scores | None:
     def score(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         codes = engine.codes_of(ids.tolist(), residual=False)
         kept = engine.residuals
-        at = engine.places_of(ids)
+        at = ids if kept is None else engine.places_of(ids)
 
         def products(t: np.ndarray, s: np.ndarray) -> np.ndarray:
             held = np.array([float(c.weights @ s[c.ids]) for c in codes])
@@ -250,57 +246,11 @@ def _embedded(engine: Engine, wanted: Wanted) -> Scores:
     """Scores by the embeddings."""
 
     def score(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        X = engine.store.embeddings_of(ids.tolist()).astype(np.float64)
+        X = engine.embeddings_of(ids.tolist()).astype(np.float64)
         plain = X @ wanted.p
         return plain, plain - sum((a * np.maximum(0, X @ u) for a, u, _ in wanted.against), np.zeros(len(X)))
 
     return score
-
-
-def _sparse(engine: Engine, wanted: Wanted, size: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The best `size` pictures of the inverted index by s, of those that are allowed; with residuals by x̂."""
-    if engine.store.meta.residual and not wanted.is_look_up and engine.residuals is not None:
-        scores, ids = engine.residuals.scores(wanted.p, wanted.s), engine.store.image_ids
-        if allowed is not None:
-            scores, ids = scores[allowed[ids]], ids[allowed[ids]]
-        best = top_k(scores, size, ids)
-        return ids[best], scores[best]
-    inverted = _inverted(engine, wanted)
-    n = len(engine.store)
-    share = 1.0 if allowed is None else max(int(allowed.sum()), 1) / n
-    asked = min(n, int(size / share * 1.2) + 8 if share < 1 else size)
-    with engine.store.damage():
-        while True:
-            found = inverted.search(wanted.s, asked)
-            held = np.arange(len(found.ids)) if allowed is None else np.flatnonzero(allowed[found.ids])
-            if len(held) >= size or asked >= n:
-                return found.ids[held[:size]], found.scores[held[:size]]
-            asked = min(n, 8 * asked)
-
-
-def _inverted(engine: Engine, wanted: Wanted) -> Inverted:
-    """The whole sparse index, or the postings alone of the concepts that a query names."""
-    from search.inverted import Inverted
-
-    if not wanted.p.any() and "inverted" not in engine.__dict__:
-        named = np.flatnonzero(wanted.s).tolist()
-        return Inverted(engine.store.postings(named), ids=engine.store.image_ids)
-    return engine.inverted
-
-
-def _dense(engine: Engine, p: np.ndarray, size: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The best `size` pictures by x·p. Of some pictures alone each is scored, whatever the dense index is."""
-    store = engine.store
-    if allowed is None:
-        with store.vectors_trusted():
-            scores, ids = engine.dense.search(p[None].astype(np.float32), min(size, len(store)))
-        held = ids[0] >= 0
-        return ids[0][held], scores[0][held].astype(np.float64)
-    places = np.flatnonzero(allowed[store.image_ids])
-    scores = engine.dense_scores(p, places)
-    ids = store.image_ids[places]
-    best = top_k(scores, size, ids)
-    return ids[best], scores[best].astype(np.float64)
 
 
 def _hits(
@@ -309,11 +259,11 @@ def _hits(
     """Hits with their parts, in the order given."""
     ids = ranked.ids.tolist()
     codes = engine.codes_of(ids, residual=False)
-    X = None if mode == "sparse" else engine.store.embeddings_of(ids).astype(np.float64)
-    kept = engine.residuals if X is None and engine.store.meta.residual and not wanted.is_look_up else None
-    places = engine.places_of(ids)
+    X = None if mode == "sparse" else engine.embeddings_of(ids).astype(np.float64)
+    kept = engine.residuals if X is None and engine.meta.residual and not wanted.is_look_up else None
+    places = engine.places_of(ids) if kept is not None else np.zeros(len(ids), np.int64)
     hits = []
-    for at, (row, code) in enumerate(zip(engine.store.images(ids), codes, strict=True)):
+    for at, (row, code) in enumerate(zip(engine.images(ids), codes, strict=True)):
         place = places[at : at + 1]
         if kept is not None:
             code = code._replace(scale=float(kept.scales[place][0]))

@@ -257,11 +257,11 @@ def _print_hits(index: Index, hits: list[Hit], output: Output, answer: Answer | 
         as_pictures = terminal_shows_pictures(sys.stdout) and not output.as_json
     if not hits or not (output.sheet or as_pictures):
         return
-    thumbnails = index.store.thumbnails([hit.id for hit in hits])
+    thumbnails = index.engine.thumbnails([hit.id for hit in hits])
     shown = [hit for hit in hits if hit.id in thumbnails]
     if output.sheet:
         if not shown:
-            raise SparsightError(f"{index.store.folder} holds no thumbnails: build it from the pictures themselves")
+            raise SparsightError(f"{index.engine.name} holds no thumbnails: build it from the pictures themselves")
         _write_sheet(output.sheet, shown, thumbnails)
     if as_pictures and shown:
         click.echo(terminal_pictures([thumbnails[hit.id] for hit in shown]))

@@ -32,14 +32,15 @@ def edit_code(code: Code, without: Sequence[int], with_: Mapping[int, float]) ->
 def edited(engine: Engine, code: Code, changed: Code, t: np.ndarray | None, image_id: int | None) -> Edit:
     """What two codes of a picture mean. t (d,): a text's vector, for ranks; image_id: the picture, which is no
     neighbour of its own."""
-    totals = None if t is None else of_others(engine, engine.sparse_scores(t), image_id)
+    totals = None if t is None else of_others(engine, t, image_id)
     changed = engine.scaled(changed)
     return Edit(_state(engine, code, t, totals, image_id), _state(engine, changed, t, totals, image_id))
 
 
-def of_others(engine: Engine, scores: np.ndarray, image_id: int | None) -> np.ndarray:
-    """The scores (n,) of every picture without that of one of them; all where that is none of the index."""
-    return scores if image_id is None else np.delete(scores, np.searchsorted(engine.store.image_ids, image_id))
+def of_others(engine: Engine, t: np.ndarray, image_id: int | None, *, dense: bool = False) -> np.ndarray | None:
+    """The scores for t (d,) of every picture but one, of all where that is None; None where there are too many."""
+    scores = engine.every_score(t, dense=dense)
+    return scores if image_id is None or scores is None else np.delete(scores, engine.places_of([image_id])[0])
 
 
 def rank_of(score: float, others: np.ndarray) -> int:
@@ -51,12 +52,13 @@ def place_among(
     engine: Engine, score: float, t: np.ndarray, parts: Sequence[ConceptWeight], image_id: int | None, k: int
 ) -> dict[str, Any]:
     """Where a picture's score x·t, or its sparse score where no embeddings are kept, stands among all others': the
-    fields of an `Explanation` from `rank` on.
+    fields of an `Explanation` from `rank` on; none where there are too many pictures to look at each.
 
     A concept j would bring a picture that is `short` of the k best among them by the weight short / (D t)_j.
     """
-    every = engine.dense_scores(t) if engine.store.meta.keeps_vectors else engine.sparse_scores(t)
-    others = of_others(engine, every, image_id)
+    others = of_others(engine, t, image_id, dense=engine.meta.keeps_vectors)
+    if others is None:
+        return {}
     last = float(np.partition(others, -k)[-k]) if k <= len(others) else -np.inf
     short = max(0.0, last - score)
     s = engine.D @ t
@@ -73,14 +75,12 @@ def place_among(
 def flips(engine: Engine, label: str) -> list[tuple[str, int]]:
     """For a class of the index: the concepts whose removal changes the class that its pictures are given, and of how
     many pictures; the most first."""
-    store = engine.store
-    classes, rows = store.classes(), store.images()
-    mine = np.array([row.label == label for row in rows], bool)
-    W = store.codes()[mine]
+    classes = engine.classes()
+    W, residuals = engine.codes_labelled(label)
     of_class = engine.D @ classes.T.T  # (m, c): what a concept is worth to each class
     S = W @ of_class
-    if engine.residuals is not None:  # the scale changes no order
-        S = S + engine.residuals.decoded(np.flatnonzero(mine)) @ classes.T.T
+    if residuals is not None:  # the scale changes no order
+        S = S + residuals @ classes.T.T
     before = S.argmax(1)
     counts = np.zeros(len(engine.D), np.int64)
     for i, (start, end) in enumerate(zip(W.indptr[:-1], W.indptr[1:], strict=True)):
@@ -94,7 +94,7 @@ def _state(
     engine: Engine, code: Code, t: np.ndarray | None, totals: np.ndarray | None, image_id: int | None
 ) -> EditState:
     r = engine.decode(code)
-    classes = engine.store.classes()
+    classes = engine.classes()
     scores = classes.T @ r if classes.names else np.zeros(0)
     order = np.argsort(-scores, kind="stable")
     size = float(np.linalg.norm(r))

@@ -29,13 +29,13 @@ def allowed_pictures(store: Store, query: Query, concept_id: Callable[[str], int
     if query.where:
         allowed &= _marked(store, _where(store, query.where))
     for name in query.require:
-        allowed &= holding(store, [concept_id(name)])
+        allowed &= holding_one(store, [concept_id(name)])
     for name in query.forbid:
-        allowed &= ~holding(store, [concept_id(name)])
+        allowed &= ~holding_one(store, [concept_id(name)])
     return allowed
 
 
-def holding(store: Store, concepts: Sequence[int]) -> np.ndarray:
+def holding_one(store: Store, concepts: Sequence[int]) -> np.ndarray:
     """(next_id,) bool: for each id, whether the picture's code holds one of some concepts."""
     postings = store.packed if "packed" in store.__dict__ else store.postings(list(concepts))
     with store.damage():

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from indexer.store import Store
     from search.engine import Engine
 
 NEAR = 0.95  # cosine from which two pictures may be near-duplicates
@@ -42,7 +41,7 @@ def grouped(engine: Engine, ids: Sequence[int], by: str, k: int) -> tuple[list[i
     """
     places: list[int] = []
     others: dict[int, list[int]] = {}
-    first_of = _same_label(engine.store, ids) if by == "label" else _near(engine, ids)
+    first_of = _same_label(engine, ids) if by == "label" else _near(engine, ids)
     for at, i in enumerate(ids):
         if (first := first_of(at, places)) is not None:
             others.setdefault(ids[first], []).append(i)
@@ -54,8 +53,8 @@ def grouped(engine: Engine, ids: Sequence[int], by: str, k: int) -> tuple[list[i
 FirstOf = Callable[[int, list[int]], int | None]  # a place, those that were kept → the one that it is like
 
 
-def _same_label(store: Store, ids: Sequence[int]) -> FirstOf:
-    labels = [row.label for row in store.images(ids)]
+def _same_label(engine: Engine, ids: Sequence[int]) -> FirstOf:
+    labels = [row.label for row in engine.images(ids)]
     firsts: dict[str, int] = {}
 
     def first_of(at: int, kept: list[int]) -> int | None:
@@ -68,8 +67,8 @@ def _same_label(store: Store, ids: Sequence[int]) -> FirstOf:
 
 def _near(engine: Engine, ids: Sequence[int]) -> FirstOf:
     X = engine.vectors_of(list(ids))
-    thumbnails = engine.store.thumbnails(ids)
-    is_exact = engine.store.meta.keeps_vectors
+    thumbnails = engine.thumbnails(ids)
+    is_exact = engine.meta.keeps_vectors
 
     @cache
     def grey(i: int) -> np.ndarray | None:

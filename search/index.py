@@ -20,6 +20,7 @@ from indexer.store.naming import existing_file
 from search.answers import Answer, Classification, Code, Edit, Explanation, Hit, Mode, contributions
 from search.editing import edit_code, edited, flips, place_among
 from search.engine import Engine, check_k, check_mode
+from search.folder import FolderEngine
 from search.known import Known
 from search.lookup import clean_text, find_concept, picture_id, unknown_concept
 from search.query import Picture, Query, Rules, Term, as_target, is_bytes, several
@@ -27,7 +28,7 @@ from training.errors import CallError, SparsightError
 from training.files import full_path
 
 if TYPE_CHECKING:
-    from indexer.store import Concept, Store
+    from indexer.store import Concept, IndexMeta, Store
     from indexer.update import Added
     from training.encoders import Encoder, TextEncoder
 
@@ -46,7 +47,7 @@ class Index:
 
     def __init__(self, folder: Path | str = "index", *, encoder: str | None = None, device: str = "auto"):
         self._encoder_name, self._device = encoder, device
-        self._take(Engine(folder))
+        self._take(FolderEngine(folder))
 
     def __enter__(self) -> Index:
         return self
@@ -55,29 +56,39 @@ class Index:
         self.close()
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.engine)
 
     def close(self) -> None:
         """Closes the index's files."""
-        self._engine.close()
+        self.engine.close()
+
+    @property
+    def meta(self) -> IndexMeta:
+        """What the index says of itself."""
+        return self.engine.meta
 
     @property
     def store(self) -> Store:
-        """The tables of the index, as they stood when it was opened or last changed through this object."""
-        return self._engine.store
+        """The tables of the index, as they stood when it was opened or last changed through this object.
+
+        Raises `CallError` for an index that is no single folder.
+        """
+        if isinstance(self.engine, FolderEngine):
+            return self.engine.store
+        raise CallError(f"{self.engine.name} is no index folder: this reads the tables of one")
 
     @property
     def D(self) -> np.ndarray:
         """The dictionary (m, d) float32: one concept a row, unit rows."""
-        return self._engine.D
+        return self.engine.D
 
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder that the index was built with, centred as the index is."""
         from training.encoders import open_encoder
 
-        encoder = open_encoder(self._encoder_source, self._device, means=self.store.means())
-        self.store.refuse_another(encoder)
+        encoder = open_encoder(self._encoder_source, self._device, means=self.engine.means())
+        self.engine.refuse_another(encoder)
         return encoder
 
     @cached_property
@@ -87,8 +98,8 @@ class Index:
 
         if "encoder" in self.__dict__:
             return self.encoder
-        encoder = open_text_encoder(self._encoder_source, self._device, means=self.store.means())
-        self.store.refuse_another(encoder)
+        encoder = open_text_encoder(self._encoder_source, self._device, means=self.engine.means())
+        self.engine.refuse_another(encoder)
         return encoder
 
     def take_encoders(self, other: Index) -> None:
@@ -96,15 +107,20 @@ class Index:
         generation of an index then answers as fast as the last did."""
         from training.encoders import same_means
 
-        is_same = same_means(self.store.means(), other.store.means())
-        if is_same and self.store.meta.encoder_fingerprint == other.store.meta.encoder_fingerprint:
+        is_same = same_means(self.engine.means(), other.engine.means())
+        if is_same and self.meta.encoder_fingerprint == other.meta.encoder_fingerprint:
             for name in ("encoder", "text_encoder"):
                 if name in other.__dict__:
                     self.__dict__[name] = other.__dict__[name]
 
     @property
     def _encoder_source(self) -> str:
-        return self._encoder_name or self.store.meta.encoder_source
+        return self._encoder_name or self.meta.encoder_source
+
+    def count(self, **rules: Unpack[Rules]) -> int:
+        """How many pictures pass the filters among a query's rules, as `labels=["cat"]`; all of them without one."""
+        chosen = self.engine.chosen(Query.of(None, **rules), self.concept_id)
+        return len(self) if chosen is None else chosen.count
 
     def search(
         self,
@@ -134,7 +150,6 @@ class Index:
         Raises `CallError` for a query that makes no sense here, as one that names an unknown concept.
         """
         from search.answering import answer_query
-        from search.filters import allowed_pictures
 
         known, notes = vectors or {}, dict[str, None]()
 
@@ -145,16 +160,17 @@ class Index:
             if image_id is None:
                 said = self._known.told_of(x, None).notes
                 notes.update((f"a picture that is searched by is {note}", None) for note in said)
-            return x if query.resolved_mode != "sparse" else self._concepts_of(term.value, x, image_id)
+            if query.resolved_mode != "sparse" or self.meta.residual:  # x finds better than x̂ does
+                return x
+            return self.engine.direction(self._code(x, image_id), term.value)
 
-        if not self.store.meta.keeps_vectors and (query.terms or query.mode):
+        if not self.meta.keeps_vectors and (query.terms or query.mode):
             if query.fuse or query.mode in ("dense", "hybrid"):
-                self.store.meta.need_vectors(self.store.folder)
+                self.engine.need_vectors()
             query = replace(query, mode="sparse")
         unrelated = lambda: self._known.chance(self.text_encoder)  # noqa: E731
-        allowed = allowed_pictures(self.store, query, self.concept_id)
-        found = answer_query(self._engine, query, vector_of, self.concept_id, allowed, unrelated)
-        return replace(found, thumbnails=self.store.thumbnails, notes=list(notes))
+        found = answer_query(self.engine, query, vector_of, self.concept_id, unrelated)
+        return replace(found, thumbnails=self.engine.thumbnails, notes=list(notes))
 
     def search_vector(self, t: np.ndarray, k: int = 10, mode: Mode = "sparse") -> list[Hit]:
         """The pictures that fit a unit vector t (d,) in the encoder's space; at most k, best first."""
@@ -162,7 +178,7 @@ class Index:
 
         check_k(k)
         check_mode(mode)
-        return nearest(self._engine, t, k, mode)
+        return nearest(self.engine, t, k, mode)
 
     def classify(
         self, picture: Picture, classes: Sequence[str] | None = None, *, mode: Mode = "sparse"
@@ -174,17 +190,17 @@ class Index:
         check_mode(mode)
         if classes is not None and (isinstance(classes, str) or not len(classes)):
             raise CallError(f"the classes are {classes!r}: give a list of names")
-        known = self.store.classes() if classes is None else Classes(list(classes), self.embed_concepts(classes))
+        known = self.engine.classes() if classes is None else Classes(list(classes), self.embed_concepts(classes))
         names, T = known.names, known.T
         if not names:
-            raise CallError(f"{self.store.folder} has no classes: name some, as --classes cat,dog")
+            raise CallError(f"{self.engine.name} has no classes: name some, as --classes cat,dog")
         x, image_id = self.embed_picture(picture)
         if mode == "dense" and image_id is not None:
-            self.store.meta.need_vectors(self.store.folder)
+            self.engine.need_vectors()
         code = self._code(x, image_id)
-        scores = T @ (x if mode == "dense" else self._engine.decode(code))
+        scores = T @ (x if mode == "dense" else self.engine.decode(code))
         order = np.argsort(-scores, kind="stable")
-        concepts = contributions(code, self.D @ T[order[0]], self._engine.names)
+        concepts = contributions(code, self.D @ T[order[0]], self.engine.names)
         rest = 0.0
         if mode == "dense" or code.residual is not None:
             rest = float(scores[order[0]]) - sum(part.contribution for part in concepts)
@@ -200,14 +216,14 @@ class Index:
         check_k(k)
         x, image_id = self.embed_picture(picture)
         code = self._code(x, image_id)
-        shown, t = (text, self.embed_text(text)) if text is not None else self._best_class(x)
-        r = self._engine.decode(code)
-        parts = contributions(code, self.D @ t, self._engine.names)
-        dense = float(x @ t) if self.store.meta.keeps_vectors else None
+        shown, t = (text, self.embed_text(text)) if text is not None else self.engine.best_class(x)
+        r = self.engine.decode(code)
+        parts = contributions(code, self.D @ t, self.engine.names)
+        dense = float(x @ t) if self.meta.keeps_vectors else None
         score = float(r @ t) if dense is None else dense
-        among = {} if text is None else place_among(self._engine, score, t, parts, image_id, k)
+        among = {} if text is None else place_among(self.engine, score, t, parts, image_id, k)
         is_exact = image_id is None or dense is not None
-        row = None if image_id is None else self.store.images([image_id])[0]
+        row = None if image_id is None else self.engine.images([image_id])[0]
         return Explanation(
             target=row.path if row else as_target(picture),
             label=row.label if row else None,
@@ -244,7 +260,7 @@ class Index:
         code = self._code(x, image_id)
         changed = edit_code(code, gone, changes)
         t = None if text is None else self.embed_text(text)
-        return replace(edited(self._engine, code, changed, t, image_id), thumbnails=self.store.thumbnails)
+        return replace(edited(self.engine, code, changed, t, image_id), thumbnails=self.engine.thumbnails)
 
     def flips(self, label: str, k: int | None = None) -> list[tuple[str, int]]:
         """The concepts that a class hangs on: without them so many of its pictures would be given another class.
@@ -252,11 +268,11 @@ class Index:
         At most k of them, all for None. Raises `CallError` for a class that there is not.
         """
         check_k(1 if k is None else k)
-        return flips(self._engine, self.class_name(label))[:k]
+        return flips(self.engine, self.class_name(label))[:k]
 
     def class_name(self, label: str) -> str:
         """A class of the index as it is written there; raises `CallError` for one that there is not."""
-        names = self.store.classes().names
+        names = self.engine.classes().names
         found = next((name for name in names if name.casefold() == label.casefold()), None)
         if found is None:
             raise CallError(f"no class {label!r}; " + (f"there are {', '.join(names)}" if names else "there are none"))
@@ -264,37 +280,37 @@ class Index:
 
     def concepts(self) -> list[Concept]:
         """Every concept, in the order of the rows of D, with the number of pictures that it helps to make up."""
-        return self._engine.concepts
+        return self.engine.concepts
 
     def concept_id(self, name: str) -> int:
         """The row of D that holds a concept, by its name or alias.
 
         Raises `CallError` for a name that is none, with the concepts nearest in meaning where the encoder opens.
         """
-        found = find_concept(self._engine.concepts, name)
+        found = find_concept(self.engine.concepts, name)
         if found is None:
-            raise unknown_concept(self._engine.concepts, name, self._near_in_meaning(name))
+            raise unknown_concept(self.engine.concepts, name, self._near_in_meaning(name))
         return found
 
     def _near_in_meaning(self, word: str) -> list[str]:
         try:
-            return [concept for concept, _ in self._engine.near_concepts(self.embed_concepts([word])[0], 3)]
+            return [concept for concept, _ in self.engine.near_concepts(self.embed_concepts([word])[0], 3)]
         except SparsightError:  # no encoder: what is spelled alike is suggested
             return []
 
     def near_concepts(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k concepts nearest to a word, which may be any word, with their cosines."""
         check_k(k)
-        known = find_concept(self._engine.concepts, word)
+        known = find_concept(self.engine.concepts, word)
         t = self.embed_concepts([word])[0] if known is None else self.D[known]
-        return self._engine.near_concepts(t, k)
+        return self.engine.near_concepts(t, k)
 
     def far_from_all(self, t: np.ndarray) -> tuple[str, float] | None:
         """The concept nearest to a text's vector t (d,) and their cosine, where the text means little to the encoder.
 
         None where the cosine is as high as that of texts which the encoder knows.
         """
-        nearest = self._engine.near_concepts(t, 1)[0]
+        nearest = self.engine.near_concepts(t, 1)[0]
         return nearest if nearest[1] < self.text_encoder.known_from else None
 
     def picture_id(self, picture: Picture) -> int | None:
@@ -302,7 +318,7 @@ class Index:
 
         Raises `CallError` for an id that the index does not hold.
         """
-        return picture_id(self.store, picture)
+        return picture_id(self.engine, picture)
 
     def embed_text(self, text: str) -> np.ndarray:
         """Text → unit vector (d,)."""
@@ -310,7 +326,7 @@ class Index:
 
     def embed_concepts(self, names: Sequence[str]) -> np.ndarray:
         """Concepts → unit rows (len(names), d), in the prompts that the index's own concepts were embedded in."""
-        return self.text_encoder.encode_concepts([clean_text(name) for name in names], self.store.meta.templates)
+        return self.text_encoder.encode_concepts([clean_text(name) for name in names], self.meta.templates)
 
     def embed_picture(self, picture: Picture) -> tuple[np.ndarray, int | None]:
         """Picture → unit vector (d,), and its id where it is one of the index: then, where no embeddings are kept, what
@@ -318,7 +334,7 @@ class Index:
         if is_bytes(picture):
             return self.embed_bytes(bytes(picture)), None
         if (image_id := self.picture_id(picture)) is not None:
-            return self._engine.vectors_of([image_id])[0], image_id
+            return self.engine.vectors_of([image_id])[0], image_id
         path = existing_file(str(picture))
         if path is None:
             raise SparsightError(f"{picture!s} is neither a file nor a picture of the index (an id or a path in it)")
@@ -344,7 +360,7 @@ class Index:
         from indexer.update import add_pictures
         from training.encoders import open_encoder
 
-        centred = self.store.means() is not None  # then another is needed: `add_pictures` centres by itself
+        centred = self.engine.means() is not None  # then another is needed: `add_pictures` centres by itself
         encoder = open_encoder(self._encoder_source, self._device) if centred else self.encoder
         added = add_pictures(self.store.folder, [full_path(path) for path in several(paths)], encoder)
         self._reopen()
@@ -363,32 +379,13 @@ class Index:
 
     def _reopen(self) -> None:
         """Takes up the folder's index as it is now."""
-        with closing(self._engine):
-            self._take(Engine(self.store.folder))
+        with closing(self.engine):
+            self._take(self.engine.reopened())
 
     def _take(self, engine: Engine) -> None:
-        self._engine = engine
-        self._known = Known(self.store, self._encoder_source)
-
-    def _concepts_of(self, picture: str, x: np.ndarray, image_id: int | None) -> np.ndarray:
-        """What to search by in sparse mode for a picture x (d,): w D, normalised, so that its concepts decide, unless
-        the index has residuals, which x finds better than x̂ does."""
-        if self.store.meta.residual:
-            return x
-        code = self._code(x, image_id)
-        r = self._engine.decode(code)
-        if not r.any():
-            raise SparsightError(f"{picture} has no concept of the index's dictionary: nothing to search by")
-        return r / np.linalg.norm(r)
+        self.engine = engine
+        self._known = Known(engine, self._encoder_source)
 
     def _code(self, x: np.ndarray, image_id: int | None) -> Code:
         """The code of a picture: the index's own where it is one of the index, else made now."""
-        return self._engine.encode(x) if image_id is None else self._engine.code_of(image_id)
-
-    def _best_class(self, x: np.ndarray) -> tuple[str, np.ndarray]:
-        """The class nearest to an embedding x (d,), and its vector; x itself where there are no classes."""
-        classes = self.store.classes()
-        if not classes.names:
-            return "the picture itself", x
-        best = int((classes.T @ x).argmax())
-        return classes.names[best], classes.T[best]
+        return self.engine.encode(x) if image_id is None else self.engine.code_of(image_id)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from indexer.store import Store
-from indexer.store.chance import Chance, index_chance
-from indexer.store.familiarity import LEVEL, Familiarity, index_familiarity
+from indexer.store.chance import Chance
+from indexer.store.familiarity import LEVEL, Familiarity
+from search.engine import Engine
 from training.encoders import TextEncoder
 
 
@@ -27,24 +27,24 @@ class Told(NamedTuple):
 class Known:
     """What is known of one generation of an index. encoder_source: where its encoder lies."""
 
-    def __init__(self, store: Store, encoder_source: str):
-        self._store, self._source = store, encoder_source
+    def __init__(self, engine: Engine, encoder_source: str):
+        self._engine, self._source = engine, encoder_source
         self._chance: Chance | None = None
 
     def chance(self, encoder: TextEncoder) -> Chance:
         """The scores of unrelated texts."""
         if self._chance is None:
-            self._chance = index_chance(self._store, encoder.encode_texts)
+            self._chance = self._engine.chance(encoder.encode_texts)
         return self._chance
 
     @cached_property
     def _familiarity(self) -> Familiarity | None:
-        return index_familiarity(self._store, self._source)
+        return self._engine.familiarity(self._source)
 
     def told_of(self, x: np.ndarray, image_id: int | None) -> Told:
         """How familiar an embedding x (d,) is; image_id: where it is one of the index."""
         # What an index without embeddings keeps of a picture lies apart from any embedding.
-        kept = image_id is None or self._store.meta.keeps_vectors
+        kept = image_id is None or self._engine.meta.keeps_vectors
         if not kept or (known := self._familiarity) is None:
             return Told(None, [])
         ids = None if image_id is None else np.array([image_id])

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
-from indexer.store.naming import is_id, picture_at, unescaped
+from indexer.store.naming import is_id, unescaped
 from search.query import Picture, as_target
 from training.errors import CallError
 from training.files import path_text
 
 if TYPE_CHECKING:
-    from indexer.store import Concept, Store
+    from indexer.store import Concept
+    from search.engine import Engine
 
 
 def clean_text(text: str) -> str:
@@ -56,21 +57,21 @@ def _form(name: str) -> str:
     return normalize("NFC", " ".join(name.split())).casefold()
 
 
-def picture_id(store: Store, picture: Picture) -> int | None:
+def picture_id(engine: Engine, picture: Picture) -> int | None:
     """The id of a picture of the index by its id or path; None where no picture has that path.
 
     Raises `CallError` for an id that the index does not hold.
     """
     target = as_target(picture)
     if is_id(target):
-        return _checked_id(store, target)
-    return picture_at(store, target)
+        return _checked_id(engine, target)
+    return engine.picture_at(target)
 
 
-def _checked_id(store: Store, digits: str) -> int:
-    ids, image_id = store.image_ids, int(digits[:18])  # no index has ids of so many digits
-    if image_id in ids and len(digits) <= 18:
+def _checked_id(engine: Engine, digits: str) -> int:
+    image_id, span = int(digits[:18]), engine.span  # no index has ids of so many digits
+    if len(digits) <= 18 and engine.holds(image_id):
         return image_id
-    held = f"ids run from {ids[0]} to {ids[-1]}" if len(ids) else "it is empty"
-    gone = " (that one was removed)" if image_id < store.meta.next_id else ""
+    held = f"ids run from {span[0]} to {span[1]}" if span else "it is empty"
+    gone = " (that one was removed)" if image_id < engine.meta.next_id else ""
     raise CallError(f"no picture {digits} in the index{gone}: {held}")

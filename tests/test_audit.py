@@ -27,7 +27,7 @@ from eval.audit.pixels import decoded
 from eval.audit.subject import Subject, read_subject
 from indexer.store import Store
 from search.editing import flips
-from search.engine import Engine
+from search.folder import FolderEngine
 from training.data.cifar10 import CLASSES
 from training.encoders import load_test_embeddings, open_encoder
 
@@ -300,7 +300,7 @@ def test_covering_a_mark_shows_whether_the_class_hangs_on_it():
 
 def test_what_a_class_leans_on_is_what_edit_says(bundled_index, bundled):
     changes = Decisions(bundled).changes
-    theirs = dict(flips(Engine(bundled_index), "ship"))
+    theirs = dict(flips(FolderEngine(bundled_index), "ship"))
     mine = bundled.labels == bundled.classes.index("ship")
     ours = np.diff(changes[mine].tocsc().indptr)
     names = [concept.name for concept in bundled.concepts]

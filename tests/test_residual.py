@@ -258,8 +258,8 @@ def test_an_edit_changes_the_concepts_and_keeps_the_residual(index):
 
 def test_a_picture_from_outside_is_coded_as_those_of_the_index_are(index, run, residual_index, tmp_path):
     x = index.store.embeddings_of([3])[0]
-    code = index._engine.encode(x)
-    np.testing.assert_allclose(index._engine.decode(code), standing(index.store)[3], atol=2e-3)
+    code = index.engine.encode(x)
+    np.testing.assert_allclose(index.engine.decode(code), standing(index.store)[3], atol=2e-3)
     lines = run("explain", "7", "--for", "a boat", "--index", residual_index).stdout
     assert "the rest (residual)" in lines
     assert "the concepts and the residual hold" in lines

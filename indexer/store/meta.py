@@ -5,6 +5,7 @@ The table holds text by key, so that anyone can read it with SQL; in Python it i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +15,8 @@ from typing import Any
 from indexer.config import CoderConfig
 from indexer.residual import SYNTAX
 from indexer.store.schema import FORMAT
-from training.errors import CallError
+from training.encoders import TextEncoder
+from training.errors import CallError, SparsightError
 
 MOST = 2**31  # ids are 32-bit
 
@@ -76,13 +78,27 @@ class IndexMeta:
         """Numbers in a row of the vectors' file."""
         return self.d if self.keeps_vectors else 0
 
-    def need_vectors(self, folder: Path) -> None:
-        """Raises `CallError` where the index in a folder keeps no embeddings, for what cannot do without them."""
+    def need_vectors(self, folder: Path | str) -> None:
+        """Raises `CallError` where the index keeps no embeddings, for what cannot do without them; folder: its name."""
         if not self.keeps_vectors:
             raise CallError(
                 f"this needs exact embeddings, and {folder} keeps none (it was built with --no-vectors): search in "
                 "mode sparse, or build the index anew without --no-vectors"
             )
+
+    def refuse_another(self, encoder: TextEncoder, folder: Path | str) -> None:
+        """Raises `SparsightError` with both names where an encoder is not the one that the index was built with."""
+        if encoder.fingerprint != self.encoder_fingerprint:
+            raise SparsightError(
+                f"{folder} was built with encoder {self.encoder_name} ({self.encoder_fingerprint[:12]}), not with "
+                f"{encoder.name} ({encoder.fingerprint[:12]}); name that one with --encoder, or rebuild the index"
+            )
+
+    @property
+    def version(self) -> str:
+        """A short text that is another for every generation and every rebuild: addresses of thumbnails carry it."""
+        counts, files = (self.generation, self.n, self.next_id), (self.vectors_file, self.thumbnails_file)
+        return hashlib.sha256(repr((*counts, *files, self.dictionary_fingerprint)).encode()).hexdigest()[:12]
 
     @property
     def dead(self) -> int:

@@ -22,7 +22,7 @@ from indexer.store.postings import Postings
 from indexer.store.schema import tables_of
 from indexer.store.thumbnails import Place, Thumbnails
 from indexer.store.vectors import DamagedVectors, Vectors
-from training.encoders import Means, TextEncoder
+from training.encoders import Means
 from training.errors import SparsightError
 from training.files import full_path
 
@@ -136,16 +136,6 @@ class Store:
             return f"cannot read the index {self.folder}: {reason}; {HINT}"
 
         return told_as(tell)
-
-    def refuse_another(self, encoder: TextEncoder) -> None:
-        """Raises `SparsightError` with both names where an encoder is not the one that the index was built with."""
-        meta = self.meta
-        if encoder.fingerprint != meta.encoder_fingerprint:
-            raise SparsightError(
-                f"{self.folder} was built with encoder {meta.encoder_name} "
-                f"({meta.encoder_fingerprint[:12]}), not with {encoder.name} ({encoder.fingerprint[:12]}); "
-                "name that one with --encoder, or rebuild the index"
-            )
 
     # Pictures
 
@@ -389,6 +379,10 @@ class Store:
             found, concepts, weights = packed.rows(np.array(image_ids, np.int64))
         bounds = [np.searchsorted(found, (i, i + 1)) for i in image_ids]
         return [(concepts[a:b], weights[a:b]) for a, b in bounds]
+
+    def changed(self) -> float:
+        """When it was last changed, in seconds since 1970."""
+        return (self.folder / DATABASE).stat().st_mtime
 
     def disk_bytes(self) -> dict[str, int]:
         """Bytes on disk by file, and the database's by table (blocks that its segments use)."""

@@ -56,17 +56,18 @@ async def upload(request: Request, here: Here) -> m.UploadModel:
 def picture(image_id: PictureId, here: Here) -> m.PictureModel:
     """One picture of the index, and its concepts."""
     with here.holder.index() as index:
-        place, ids = check_here(index, image_id), index.store.image_ids
-        row = index.store.images([image_id])[0]
-        has_thumbnail = bool(index.store.thumbnail_places([image_id]))
+        check_here(index, image_id)
+        row = index.engine.images([image_id])[0]
+        has_thumbnail = bool(index.engine.thumbnails([image_id]))
+        previous, following = index.engine.around(image_id)
         concepts = index.explain(image_id).concepts
     return m.PictureModel(
         id=image_id,
         path=row.path,
         label=row.label,
         split=row.split,
-        previous=int(ids[place - 1]) if place else None,
-        next=int(ids[place + 1]) if place + 1 < len(ids) else None,
+        previous=previous,
+        next=following,
         concepts=[m.ConceptWeightModel(**asdict(c)) for c in concepts],
         thumbnail=f"/thumbnail/{image_id}.jpg" if has_thumbnail else None,
     )
@@ -146,9 +147,9 @@ def concept(
 def state(here: Here) -> m.IndexModel:
     """What the index holds."""
     with here.holder.index() as index:
-        meta = index.store.meta
+        meta = index.meta
         return m.IndexModel(
-            folder=str(index.store.folder),
+            folder=index.engine.name,
             dataset=meta.dataset,
             pictures=meta.n,
             concepts=meta.m,
@@ -219,8 +220,7 @@ def class_here(index: Index, label: str) -> m.ClassModel:
     except CallError as e:
         raise NotHere(str(e)) from e
     flips = [m.FlipModel(concept=concept, pictures=n) for concept, n in index.flips(name)]
-    pictures = index.store.rows("SELECT count(*) FROM images WHERE label = ?", [name])[0][0]
-    return m.ClassModel(name=name, pictures=pictures, flips=flips)
+    return m.ClassModel(name=name, pictures=index.count(labels=[name]), flips=flips)
 
 
 def concept_here(index: Index, name: str) -> Any:

@@ -81,10 +81,7 @@ def vectors_of(query: Query, index: Index, here: Serving) -> Mapping[Term, np.nd
     }
 
 
-def check_here(index: Index, image_id: int) -> int:
-    """The place of a picture among all, by id; raises `NotHere` where the index does not hold it."""
-    ids = index.store.image_ids
-    place = int(np.searchsorted(ids, image_id))
-    if place == len(ids) or ids[place] != image_id:
+def check_here(index: Index, image_id: int) -> None:
+    """Raises `NotHere` where the index does not hold a picture."""
+    if not index.engine.holds(image_id):
         raise NotHere(f"no picture {image_id} in the index")
-    return place

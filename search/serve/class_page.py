@@ -23,7 +23,7 @@ def class_page(request: Request, label: Annotated[Name, Path()], here: Here) -> 
     """A class, and the concepts without which most of its pictures would be given another."""
     with here.holder.index() as index:
         found = class_here(index, label)
-        others = [name for name in index.store.classes().names if name != found.name]
+        others = [name for name in index.engine.classes().names if name != found.name]
     return render(
         request,
         "class.html",

@@ -67,7 +67,7 @@ def concepts(
         page = min(page, pages)
         rows = [row(index, concept, version) for concept in found[(page - 1) * PAGE : page * PAGE]]
         drawn = the_map(index, version)
-        classes = index.store.classes().names
+        classes = index.engine.classes().names
 
     def to(number: int) -> str | None:
         find_now = [("find", find)] if find.strip() else []
@@ -108,7 +108,7 @@ def concept(request: Request, name: Annotated[Name, Path()], here: Here) -> Resp
         found = concept_here(index, name)
         near = index.near_concepts(found.name, min(13, len(index.concepts())))
         hits = index.search(concepts=found.name, k=STRONGEST).hits if found.images else []
-        has_labels = bool(index.store.classes().names)
+        has_labels = bool(index.engine.classes().names)
     together = Counter(c.name for hit in hits for c in hit.concepts if c.name != found.name)
     labels = Counter(hit.label for hit in hits if hit.label)
     return render(

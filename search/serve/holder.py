@@ -7,7 +7,6 @@ index is taken up at the next request; until then answers come from the one that
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import threading
@@ -17,7 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from indexer.store import Store
 from search.index import Index
 from search.query import Query, Term
 from training.errors import SparsightError
@@ -42,7 +40,7 @@ class Holder:
         self._lock = threading.Lock()
         self._loading: threading.Thread | None = None
         self._index = self._open()
-        self.version = version_of(self._index.store)
+        self.version = self._index.engine.version
         self.trouble = ""  # why a newer generation could not be opened
 
     @contextmanager
@@ -86,7 +84,7 @@ class Holder:
         return Index(self.opening.folder, encoder=self.opening.encoder, device=self.opening.device)
 
     def _renew(self) -> None:
-        if self._index.store.is_current():
+        if self._index.engine.is_current():
             return
         try:
             newer = self._open()
@@ -96,11 +94,4 @@ class Holder:
         newer.take_encoders(self._index)
         self._index.close()
         self._index, self.trouble = newer, ""
-        self.version = version_of(newer.store)
-
-
-def version_of(store: Store) -> str:
-    """A short text that is another for every generation and every rebuild: addresses of thumbnails carry it."""
-    meta = store.meta
-    told = (meta.generation, meta.n, meta.next_id, meta.vectors_file, meta.thumbnails_file, meta.dictionary_fingerprint)
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+        self.version = newer.engine.version

@@ -35,13 +35,13 @@ def picture(
     text = " ".join(text.split())
     change = None
     with here.holder.index() as index:
-        place, ids = check_here(index, image_id), index.store.image_ids
-        row = index.store.images([image_id])[0]
-        has_thumbnail = bool(index.store.thumbnail_places([image_id]))
+        check_here(index, image_id)
+        row = index.engine.images([image_id])[0]
+        has_thumbnail = bool(index.engine.thumbnails([image_id]))
+        earlier, later = index.engine.around(image_id)
         explained = index.explain(image_id, text or None)
         if without or added:
             change = index.edit(image_id, without=without, with_=added, text=text or None)
-        around = [int(ids[i]) if 0 <= i < len(ids) else None for i in (place - 1, place + 1)]
     most = longest([explained.concepts])
     return render(
         request,
@@ -57,8 +57,8 @@ def picture(
         explained=explained,
         bars=list(zip(bars_of(explained.concepts, most), explained.concepts, strict=True)),
         change=change and changed(change, here.holder.version),
-        earlier=around[0],
-        later=around[1],
+        earlier=earlier,
+        later=later,
     )
 
 
@@ -79,7 +79,7 @@ def thumbnail(image_id: PictureId, here: Here, v: str = "", if_none_match: Annot
     """A thumbnail; one that is asked for with the version of the index may be kept for good."""
     with here.holder.index() as index:
         check_here(index, image_id)
-        jpeg = index.store.thumbnails([image_id]).get(image_id)
+        jpeg = index.engine.thumbnails([image_id]).get(image_id)
         version = here.holder.version
     if jpeg is None:
         raise NotHere(f"the index keeps no thumbnail of picture {image_id}")
@@ -91,7 +91,7 @@ def large(image_id: PictureId, here: Here, if_none_match: Annotated[str, Header(
     """The picture's file, as large as it is, where it is still the one that was indexed."""
     with here.holder.index() as index:
         check_here(index, image_id)
-        row = index.store.images([image_id])[0]
+        row = index.engine.images([image_id])[0]
     if (data := file_of(row)) is None:
         raise NotHere(f"the file of picture {image_id} is not there any more, or another by now")
     return jpeg_response(shown(data), if_none_match, keep=False)

@@ -81,7 +81,7 @@ def search(request: Request, here: Here) -> Response:
     links = Links(query, address.extras)
     columns = [column(here, q, links, address) for q in queries(query, beside=address.beside)]
     with here.holder.index() as index:
-        has_modes = index.store.meta.keeps_vectors
+        has_modes = index.meta.keeps_vectors
     hits = [card.hit for card in columns[0].cards]
     return render(
         request,
@@ -153,7 +153,7 @@ def start(index: Index, version: str) -> dict[str, Any]:
     frequent = sorted((c for c in index.concepts() if c.images), key=lambda c: -c.images)[:EXAMPLES]
     shown = [(concept, index.search(concepts=concept.name, k=1)) for concept in frequent]
     return {
-        "meta": index.store.meta,
+        "meta": index.meta,
         "examples": [(c, thumbnail_src(hits[0].id, version) if hits else None) for c, hits in shown],
         "address": PageAddress.model_validate({}),
         "chips": [],

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from indexer.store.database import DATABASE
 from search.serve import api
 from search.serve.asking import Here, NotHere, Serving
 from search.serve.render import render
@@ -68,25 +66,19 @@ def examined(request: Request, here: Here) -> Response:
 
 def _state(request: Request, here: Serving, findings: list[Any] | None) -> Response:
     with here.holder.index() as index:
-        store = index.store
-        skipped, meta, classes = store.skipped(), store.meta, len(store.classes().names)
-        sizes: dict[str, int] = {}
-        when = None
-        with suppress(OSError):  # the folder may be gone; what is open still answers
-            sizes = {name: size for name, size in store.disk_bytes().items() if ":" not in name}
-            when = datetime.fromtimestamp((store.folder / DATABASE).stat().st_mtime).astimezone()
-        folder = store.folder
+        found, meta, name = index.engine.state(), index.meta, index.engine.name
+        classes = len(index.engine.classes().names)
     page = render(
         request,
         "state.html",
         meta=meta,
-        folder=folder,
+        folder=name,
         classes=classes,
-        when=when,
-        sizes=sizes,
-        total=sum(sizes.values()),
-        skipped=skipped[:50],
-        skipped_count=len(skipped),
+        when=found.when,
+        sizes=found.sizes,
+        total=sum(found.sizes.values()),
+        skipped=found.skipped[:50],
+        skipped_count=len(found.skipped),
         findings=findings,
     )
     page.headers["Referrer-Policy"] = "same-origin"  # without one, a browser does not say that the form is ours
