@@ -13,7 +13,20 @@ from pathlib import Path
 
 import click
 
-from eval.bench import audit, coder, dense, encoders, familiarity, objective, page, pictures, residual, scale, search
+from eval.bench import (
+    audit,
+    coder,
+    dense,
+    encoders,
+    familiarity,
+    objective,
+    page,
+    pictures,
+    planning,
+    residual,
+    scale,
+    search,
+)
 from eval.bench.common import Options, Section, table, versions
 from eval.machine import hardware
 
@@ -22,6 +35,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "search": search.run,
     "dense": dense.run,
     "scale": scale.run,
+    "planning": planning.run,
     "page": page.run,
     "objective": objective.run,
     "pictures": pictures.run,

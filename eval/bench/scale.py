@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import numpy as np
@@ -29,6 +29,9 @@ from PIL import Image
 
 from eval.bench.common import Options, Row, Section, at_most, cpu_seconds, forget_peak, memory
 from training.terminal import progress
+
+if TYPE_CHECKING:
+    from indexer.store import Described
 
 SIZES = (60_000, 300_000, 1_000_000)
 NOISE = 0.35  # length of the noise beside a unit embedding
@@ -75,7 +78,7 @@ def make_index(folder: Path, n: int, seed: int = 0) -> None:
     from indexer.build import Source, index_meta
     from indexer.coding import encode_sparse, make_dictionary, merge_same
     from indexer.config import IndexConfig
-    from indexer.store import Classes, Contents, Described, Pictures, write_store, writing
+    from indexer.store import Classes, Contents, Pictures, write_store, writing
     from training.encoders import load_test_embeddings, open_encoder
 
     encoder, config, rng = open_encoder(), IndexConfig(), np.random.default_rng(seed)
@@ -96,13 +99,7 @@ def make_index(folder: Path, n: int, seed: int = 0) -> None:
             parts.append(codes.W)
             l1[rows], gap[rows] = codes.l1, codes.gap
             step(rows.stop - start)
-        described = Described(
-            paths=[f"/pictures/{i // 1000:05d}/IMG_{i:08d}.jpg" for i in range(n)],
-            hashes=[hashlib.sha256(str(i).encode()).hexdigest() for i in range(n)],
-            sizes=rng.integers(1_000_000, 4_000_000, n).tolist(),
-            changed=rng.integers(1_500_000_000_000_000_000, 1_700_000_000_000_000_000, n).tolist(),
-            thumbnails=_Cycled([_thumbnail(rng) for _ in range(DRAWN)], n),
-        )
+        described = described_rows(n)
         contents = Contents(
             meta=index_meta(encoder, dictionary, source, config, encoder.templates),
             pictures=Pictures(X=X, W=sparse.csr_matrix(sparse.vstack(parts)), l1=l1, gap=gap, described=described),
@@ -111,6 +108,20 @@ def make_index(folder: Path, n: int, seed: int = 0) -> None:
         )
         with writing(folder, "bench"):
             write_store(folder, contents)
+
+
+def described_rows(n: int) -> Described:
+    """What is known of n made-up files, thumbnails among it."""
+    from indexer.store import Described
+
+    rng = np.random.default_rng(n)
+    return Described(
+        paths=[f"/pictures/{i // 1000:05d}/IMG_{i:08d}.jpg" for i in range(n)],
+        hashes=[hashlib.sha256(str(i).encode()).hexdigest() for i in range(n)],
+        sizes=rng.integers(1_000_000, 4_000_000, n).tolist(),
+        changed=rng.integers(1_500_000_000_000_000_000, 1_700_000_000_000_000_000, n).tolist(),
+        thumbnails=_Cycled([_thumbnail(rng) for _ in range(DRAWN)], n),
+    )
 
 
 def _thumbnail(rng: np.random.Generator) -> bytes:
