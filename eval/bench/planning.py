@@ -153,14 +153,14 @@ def queries(index: Path, X: np.ndarray) -> dict[str, float]:
 
     engine = FolderEngine(index)
     S = X[: QUERIES + 1] @ engine.D.T
-    ways = {
+    ways: dict[str, Callable[[int], object]] = {
         "dense": lambda i: engine.dense(X[i], 10, None),
         "sparse": lambda i: engine.sparse(X[i], S[i], 10, None),
     }
     found = {}
     for mode, ask in ways.items():
         ask(QUERIES)  # reads what every query needs
-        found[mode] = per_picture(QUERIES, lambda ask=ask: [ask(i) for i in range(QUERIES)]) * 1e6 / len(engine)
+        found[mode] = per_picture(QUERIES, lambda ask=ask: [*map(ask, range(QUERIES))]) * 1e6 / len(engine)  # type: ignore[misc]
     engine.close()
     return found
 
