@@ -99,6 +99,39 @@ def scale(bench: Row) -> str:
     return markdown(["work", *(f"{size:,}: s" for size in sizes), "CPU s", "MB of memory", "MB written"], lines)
 
 
+UNITS = {  # how a unit cost is told, and how its figure is written
+    "read": ("read a JPEG of 1024 × 768 pixels: decode, hash, prepare, thumbnail", "{:.2f} ms"),
+    "encode": ("encode it by a CLIP ViT-B/32 on a CPU", "{:.0f} ms"),
+    "code": ("code it: 8 of 10,000 concepts, 512 numbers", "{:.2f} ms"),
+    "shard": ("write it to shards", "{:.3f} ms"),
+    "load": ("load it from shards into the embedded store", "{:.3f} ms"),
+    "dense": ("a dense query, exact, over a million pictures", "{:.0f} ms"),
+    "sparse": ("a sparse query by a text (all concepts have a score) over a million pictures", "{:.0f} ms"),
+    "shard_bytes": ("in shards, thumbnail of 1.2 kB and all", "{:,.0f} bytes"),
+    "vectors_bytes": ("in the embedded store", "{:,.0f} bytes"),
+    "codes_bytes": ("in the embedded store without vectors (`--no-vectors`)", "{:,.0f} bytes"),
+}
+
+
+def units(bench: Row) -> str:
+    """What each stage takes of one core for a picture, and what each store takes of a disk."""
+    rows = []
+    for row in rows_of(bench, "planning", "unit costs"):
+        told, form = UNITS[row["unit cost"]]
+        rows.append([told, form.format(row["measured"] * (1 if "bytes" in form else 1000))])
+    return markdown(["measured", "of one core, or on disk"], rows)
+
+
+def needs(bench: Row) -> str:
+    """What collections of some sizes need, derived from the unit costs."""
+    rows = rows_of(bench, "planning", "needs")
+    told = [name for name in rows[0] if name != "pictures"] if rows else []
+    lines = [
+        [name, *(f"{row[name]:,.3g}" if row[name] < 100 else f"{row[name]:,.0f}" for row in rows)] for name in told
+    ]
+    return markdown(["derived", *(f"{row['pictures']:,} pictures" for row in rows)], lines)
+
+
 def short(value: float | None) -> str:
     """Seconds to two or three digits.
 
