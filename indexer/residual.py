@@ -229,25 +229,27 @@ def _first_axes(R: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def balanced_axes(R: np.ndarray, parts: int, p: int) -> np.ndarray:
-    """The first p principal axes (p, d) of R (n, d), so ordered that `parts` equal blocks have variances of about the
-    same product: each axis in turn, largest first, goes to the block whose product is smallest.
+    """Orthonormal axes (p, d) of the p directions along which R (n, d) is largest: its principal axes in these, so
+    ordered that `parts` equal blocks have variances of about the same product.
 
-    A product grows by a factor above 1 alone, so variances are counted in units of the smallest.
+    Each axis in turn, that of the largest variance first, goes to the block whose product is smallest. A product grows
+    by a factor above 1 alone, so variances are counted in units of the smallest.
 
     >>> R = np.random.default_rng(0).normal(size=(500, 4)) * [0.8, 0.4, 0.2, 0.1]
     >>> np.abs(balanced_axes(R, 2, 4)).argmax(1).tolist()
     [0, 3, 1, 2]
     """
-    values, vectors = np.linalg.eigh((R.T @ R).astype(np.float64))
-    first = np.argsort(-values, kind="stable")[:p]
-    logs = np.log(np.maximum(values[first], 1e-12))
-    room, sums = p // parts, np.zeros(parts)
+    kept = np.linalg.eigh((R.T @ R).astype(np.float64))[1][:, ::-1][:, :p]  # (d, p)
+    variances, turned = np.linalg.eigh(np.atleast_2d(np.cov(R @ kept, rowvar=False)))
+    order = np.argsort(-variances, kind="stable")
+    logs = np.log(np.maximum(variances[order], 1e-12))
     blocks: list[list[int]] = [[] for _ in range(parts)]
-    for axis, log in zip(first.tolist(), logs - logs.min(), strict=True):
+    sums, room = np.zeros(parts), p // parts
+    for axis, log in zip(order.tolist(), logs - logs.min(), strict=True):
         block = min((b for b in range(parts) if len(blocks[b]) < room), key=lambda b: sums[b])
         blocks[block].append(axis)
         sums[block] += log
-    return np.ascontiguousarray(vectors[:, np.concatenate(blocks)].T, np.float32)
+    return np.ascontiguousarray((kept @ turned[:, np.concatenate(blocks)]).T, np.float32)
 
 
 def _parts(Y: np.ndarray, C: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
