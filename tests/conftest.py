@@ -40,6 +40,22 @@ if TYPE_CHECKING:
     from training.encoders import Encoder
 
 
+# The files that take longest, begun first: else one process would still have such a file when the others are done.
+LONGEST = (
+    "test_crash",
+    "test_damage",
+    "test_residual",
+    "test_failing",
+    "test_damage_tables",
+    "test_concurrency",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 def coloured_pictures(n: int, seed: int = 0) -> Pictures:
     """Pictures that are easy to tell apart: each class has its colour, each of its two terms a brightness."""
     rng = np.random.default_rng(seed)
