@@ -49,7 +49,7 @@ def quantised(material: Material, factory: str, *, own_start: bool = False) -> K
     parts = _parts(faiss, index)
     for part in parts:
         if isinstance(part, faiss.OPQMatrix):
-            _prepare_rotation(faiss, part, parts[0], None if own_start else material.train)
+            _prepare_rotation(faiss, part, None if own_start else material.train)
         elif getattr(part, "pq", None) is not None:
             part.pq.cp.seed = material.seed
             part.pq.cp.min_points_per_centroid = 1
@@ -89,9 +89,9 @@ def one_bit(material: Material) -> Kept:
     )
 
 
-def _prepare_rotation(faiss: Any, rotation: Any, coder: Any, train: np.ndarray | None) -> None:
-    """Lets a rotation learn for the coder behind it, and start from the components of `train`, where it can."""
-    quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, coder.pq.nbits)
+def _prepare_rotation(faiss: Any, rotation: Any, train: np.ndarray | None) -> None:
+    """Lets a rotation learn from few rows, and start from the components of `train`, where it can."""
+    quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
     quantiser.cp.min_points_per_centroid = 1  # or every clustering warns of few rows
     rotation.pq = quantiser
     if train is not None and rotation.d_in == rotation.d_out:
