@@ -37,7 +37,7 @@ serve: $(INSTALLED) ## serve the page over index/, at http://127.0.0.1:8321/
 	$(SPARSIGHT) serve
 
 test: $(INSTALLED) ## run the tests, a process for each core up to four
-	$(BIN)/python -m pytest -rs -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -rs -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-page: $(INSTALLED) ## test the page in a browser; installs Debian's chromium where it is missing and may be
 	command -v chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
@@ -45,7 +45,8 @@ test-page: $(INSTALLED) ## test the page in a browser; installs Debian's chromiu
 
 soak: $(INSTALLED) ## test at length that the store can be trusted: every kill, fault and reader; prints the figures
 	SPARSIGHT_SOAK=1 $(BIN)/python -m pytest -rP --show-capture=stdout \
-		tests/test_crash.py tests/test_concurrency.py tests/test_changes.py tests/test_damage.py tests/test_arguments.py
+		tests/test_crash.py tests/test_failing.py tests/test_concurrency.py tests/test_changes.py \
+		tests/test_damage.py tests/test_damage_tables.py tests/test_arguments.py
 
 train: $(VENV)/.train ## train the encoder anew into runs/encoder, in three stages and one of words (resumes a stopped one)
 	$(TRAIN_ENV) $(SPARSIGHT) train --out runs/first

@@ -17,8 +17,11 @@ os.environ["COLUMNS"] = "120"  # tables are as wide as this, whatever terminal t
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +29,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from sparsight import main
 from training.data.cifar10 import CLASSES, Pictures
 
 if TYPE_CHECKING:
     from eval.evaluate import Report
+    from indexer.coding.dictionary import Dictionary
+    from training.encoders import Encoder
+
+
+# The files that take longest, begun first: else one process would still have such a file when the others are done.
+LONGEST = (
+    "test_crash",
+    "test_damage",
+    "test_residual",
+    "test_failing",
+    "test_damage_tables",
+    "test_concurrency",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 def coloured_pictures(n: int, seed: int = 0) -> Pictures:
@@ -98,43 +120,97 @@ def threads(n: int) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def terms_embedded_once() -> Iterator[None]:
+    """The bundled encoder's own dictionary is made once in each process: it takes a second, and nearly all that a small
+    index takes. `test_a_dictionary_is_remembered_as_it_is_made` holds it against one that is not remembered."""
+    from indexer import build
+    from training.encoders import fingerprint_of
+
+    bundled, make = fingerprint_of("bundled"), build.make_dictionary
+    made: dict[tuple, Dictionary] = {}
+
+    def remembered(source: str, encoder: Encoder, *prompts: Sequence[str]) -> Dictionary:
+        if source not in ("auto", "terms") or encoder.fingerprint != bundled:
+            return make(source, encoder, *prompts)
+        key = tuple(map(tuple, prompts))
+        if key not in made:
+            made[key] = make(source, encoder, *prompts)
+        return deepcopy(made[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "make_dictionary", remembered)
+        yield
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def small_encoder_dir(pictures, small_config, tmp_path_factory) -> Path:
+def made_once(tmp_path_factory) -> MakeOnce:
+    """Fills a folder once for all processes of a test run. Who needs it finds it there or waits for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # that of the run, or of this process alone
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        made = shared / f"made-{name}"
+        with FileLock(shared / f"made-{name}.lock"):
+            if not made.is_dir():
+                begun = tmp_path_factory.mktemp(name)
+                fill(begun)
+                begun.rename(made)
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def index_made_once(made_once, tmp_path_factory) -> MakeOnce:
+    """The same for an index: each process gets a copy, so that locks and caches in it are its own."""
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        return Path(shutil.copytree(made_once(name, fill), tmp_path_factory.mktemp(name) / name))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_encoder_dir(pictures, small_config, made_once) -> Path:
     import torch
 
     from training.loop import train
 
-    folder = tmp_path_factory.mktemp("encoder")
-    # Long enough that one prompt alone finds the right pictures, whatever the machine's rounding.
-    config = replace(small_config, sizes=((16, 60), (32, 12)), lr=0.1)
-    with threads(1):
-        train(pictures, config, folder, device=torch.device("cpu"), held_out=pictures.first(50))
-    return folder
+    def fill(folder: Path) -> None:
+        # Long enough that one prompt alone finds the right pictures, whatever the machine's rounding.
+        config = replace(small_config, sizes=((16, 60), (32, 12)), lr=0.1)
+        with threads(1):
+            train(pictures, config, folder, device=torch.device("cpu"), held_out=pictures.first(50))
+
+    return made_once("encoder", fill)
 
 
 @pytest.fixture(scope="session")
-def small_index(pictures, small_encoder_dir, tmp_path_factory) -> Path:
+def small_index(pictures, small_encoder_dir, index_made_once) -> Path:
     """An index of pictures made by code, through the small encoder, with thumbnails."""
     from indexer.build import index_pictures
     from indexer.config import IndexConfig
     from training.encoders import open_encoder
 
-    folder = tmp_path_factory.mktemp("index")
-    index_pictures(folder, pictures, open_encoder(str(small_encoder_dir)), IndexConfig())
-    return folder
+    encoder = open_encoder(str(small_encoder_dir))
+    return index_made_once("index", lambda folder: index_pictures(folder, pictures, encoder, IndexConfig()))
 
 
 @pytest.fixture(scope="session")
-def bundled_index(tmp_path_factory) -> Path:
+def bundled_index(index_made_once) -> Path:
     """What `make index` builds without CIFAR-10: the bundled embeddings of the 10,000 test pictures."""
     from indexer.build import index_bundled
     from indexer.config import IndexConfig
     from training.encoders import load_test_embeddings, open_encoder
 
-    folder = tmp_path_factory.mktemp("bundled")
     encoder = open_encoder()
-    index_bundled(folder, load_test_embeddings(encoder), encoder, IndexConfig())
-    return folder
+    return index_made_once(
+        "bundled", lambda folder: index_bundled(folder, load_test_embeddings(encoder), encoder, IndexConfig())
+    )
 
 
 @dataclass(frozen=True)
@@ -162,13 +238,19 @@ def report_on(index: Path, folder: Path) -> WrittenReport:
 
 
 @pytest.fixture(scope="session")
-def bundled_report(bundled_index, tmp_path_factory) -> WrittenReport:
+def bundled_report(bundled_index, made_once) -> WrittenReport:
     """The report on `bundled_index`, made once for all tests."""
-    return report_on(bundled_index, tmp_path_factory.mktemp("report"))
+
+    def fill(folder: Path) -> None:
+        written = report_on(bundled_index, folder / "report")
+        (folder / "report.pickle").write_bytes(pickle.dumps(written))
+
+    folder = made_once("report", fill)
+    return replace(pickle.loads((folder / "report.pickle").read_bytes()), folder=folder / "report")
 
 
 @pytest.fixture(scope="session")
-def light_index(tmp_path_factory) -> Path:
+def light_index(index_made_once) -> Path:
     """A small index that needs no training: the first bundled embeddings, as if they were of a folder's pictures."""
     from indexer.build import Source, write_index
     from indexer.config import CoderConfig, IndexConfig
@@ -184,10 +266,10 @@ def light_index(tmp_path_factory) -> Path:
         hashes=[f"{i:064x}" for i in range(n)],
         thumbnails=[rng.bytes(900) for _ in range(n)],
     )
-    folder = tmp_path_factory.mktemp("light")
-    config = IndexConfig(coder=CoderConfig(l1=0.5))
-    write_index(folder, bundled.X[:n], described, encoder, config, Source(dataset="pictures", root="/pictures"))
-    return folder
+    config, source = IndexConfig(coder=CoderConfig(l1=0.5)), Source(dataset="pictures", root="/pictures")
+    return index_made_once(
+        "light", lambda folder: write_index(folder, bundled.X[:n], described, encoder, config, source)
+    )
 
 
 @pytest.fixture(scope="session")

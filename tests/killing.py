@@ -35,19 +35,7 @@ BLOCK = 4  # rows of the small encoder's embeddings with one checksum
 NOBODY = 65534
 
 fork = multiprocessing.get_context("forkserver")
-fork.set_forkserver_preload(
-    [
-        "duckdb",
-        "faiss",
-        "timm",
-        "torch",
-        "transformers",
-        "indexer.build",
-        "indexer.cli",
-        "indexer.update",
-        "search.inverted",
-    ]
-)
+fork.set_forkserver_preload(["tests.warmed"])  # by its whole name: the server knows no path of pytest's
 
 
 @dataclass(frozen=True)

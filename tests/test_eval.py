@@ -53,7 +53,7 @@ ROOMS = (eval.evaluators, eval.baselines, eval.report)
 MODULES = [f"{room.__name__}.{m.name}" for room in ROOMS for m in pkgutil.iter_modules(room.__path__)]
 
 
-@pytest.mark.parametrize("name", [*MODULES, "eval.parts"])
+@pytest.mark.parametrize("name", [*MODULES, "eval.parts", "indexer.residual"])
 def test_examples_in_docstrings_hold(name):
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0

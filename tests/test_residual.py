@@ -120,6 +120,9 @@ def test_it_loses_no_more_than_faiss_does():
 
     for description in ("PQ8x4", "OPQ8,PQ8x4", "OPQ8_24,PQ8x4"):
         index = faiss.index_factory(32, description)
+        if "OPQ" in description:  # it would turn for 256 centroids a part: ten times as long, and no better for 16
+            trainer = faiss.ProductQuantizer(read_description(description, 32).axes, 8, 4)
+            faiss.downcast_VectorTransform(index.chain.at(0)).pq = trainer
         index.train(R)
         ours = fit_quantiser(R, read_description(description, 32))
         assert loss(ours.decode(ours.encode(R))) < 1.03 * loss(index.sa_decode(index.sa_encode(R)))

@@ -1,8 +1,8 @@
 """Quantisers of FAISS, and one bit a dimension.
 
-The rotation of OPQ is the parametric one (Ge et al. 2013): the principal components, shared out so that all parts have
-as much variance. On the bundled embeddings OPQ16 so reaches a recall@10 of 0.87, and four or sixteen of FAISS's rounds
-on top of it change nothing; from FAISS's own start, a random rotation, it reaches 0.81 after fifty rounds. It is the
+The rotation of OPQ is the parametric one (Ge et al. 2013): the principal components, shared out as those of our own
+residuals are. On the bundled embeddings OPQ16 so reaches a recall@10 of 0.87, and four or sixteen of FAISS's rounds on
+top of it change nothing; from FAISS's own start, a random rotation, it reaches 0.81 after fifty rounds. It is the
 stronger baseline, and the cheaper.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from eval.baselines.kept import Kept, Material, timed
+from indexer.residual import balanced_axes
 from training.errors import SparsightError
 
 CENTROIDS = 256  # of an 8-bit product quantiser: it cannot be trained on fewer rows
@@ -36,10 +37,11 @@ def unfit(factory: str, d: int, rows: int) -> str | None:
     return None
 
 
-def quantised(material: Material, factory: str) -> Kept:
+def quantised(material: Material, factory: str, *, own_start: bool = False) -> Kept:
     """X coded and decoded by a FAISS quantiser that was trained on `train`.
 
-    factory: its description. Raises `SparsightError` where FAISS cannot train it.
+    factory: its description. own_start: FAISS begins an OPQ as it does by itself, at a random rotation. Raises
+    `SparsightError` where FAISS cannot train it.
     """
     import faiss
 
@@ -47,7 +49,7 @@ def quantised(material: Material, factory: str) -> Kept:
     parts = _parts(faiss, index)
     for part in parts:
         if isinstance(part, faiss.OPQMatrix):
-            _start_from_components(faiss, part, material.train)
+            _prepare_rotation(faiss, part, None if own_start else material.train)
         elif getattr(part, "pq", None) is not None:
             part.pq.cp.seed = material.seed
             part.pq.cp.min_points_per_centroid = 1
@@ -87,33 +89,14 @@ def one_bit(material: Material) -> Kept:
     )
 
 
-def balanced_components(X: np.ndarray, parts: int) -> np.ndarray:
-    """The principal directions of X (n, d) as rows (d, d), so ordered that `parts` equal blocks have variances of
-    about the same product: each direction in turn, largest first, goes to the block whose product is smallest.
-
-    >>> X = np.random.default_rng(0).normal(size=(500, 4)) * [8, 4, 2, 1]
-    >>> np.abs(balanced_components(X, 2)).argmax(1).tolist()
-    [0, 3, 1, 2]
-    """
-    variances, directions = np.linalg.eigh(np.cov(X, rowvar=False))
-    order = np.argsort(-variances)
-    logs = np.log(np.maximum(variances[order], 1e-10))
-    blocks: list[list[int]] = [[] for _ in range(parts)]
-    sums, room = np.zeros(parts), len(order) // parts
-    for i, log in enumerate(logs - logs.min()):
-        block = min((b for b in range(parts) if len(blocks[b]) < room), key=lambda b: sums[b])
-        blocks[block].append(i)
-        sums[block] += log
-    return np.ascontiguousarray(directions[:, order[np.concatenate(blocks)]].T, np.float32)
-
-
-def _start_from_components(faiss: Any, rotation: Any, train: np.ndarray) -> None:
+def _prepare_rotation(faiss: Any, rotation: Any, train: np.ndarray | None) -> None:
+    """Lets a rotation learn from few rows, and start from the components of `train`, where it can."""
     quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
     quantiser.cp.min_points_per_centroid = 1  # or every clustering warns of few rows
     rotation.pq = quantiser
-    if rotation.d_in == rotation.d_out:
+    if train is not None and rotation.d_in == rotation.d_out:
         rotation.niter = 0
-        faiss.copy_array_to_vector(balanced_components(train, rotation.M).ravel(), rotation.A)
+        faiss.copy_array_to_vector(balanced_axes(train, rotation.M, rotation.d_out).ravel(), rotation.A)
 
 
 @contextmanager

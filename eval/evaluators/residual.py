@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from eval.evaluators.accuracy import predicted
-from eval.evaluators.memory import compact_bytes
+from eval.evaluators.memory import compact_bytes, compacted
 from eval.evaluators.retrieval import neighbours, recall
 from indexer.coding import encode_sparse
 from indexer.config import CoderConfig
@@ -67,13 +67,10 @@ def judge_residual(
 
 
 def codes_at(X: np.ndarray, D: np.ndarray, l1: float, refit: bool = True) -> sparse.csr_matrix:
-    """Codes (n, m) of X (n, d) at a relative penalty; weights rounded to 8 bits of each picture's largest."""
+    """Codes (n, m) of X (n, d) at a relative penalty, as the compact layout gives them back."""
     if not len(X):
         return sparse.csr_matrix((0, len(D)), dtype=np.float32)
-    W = encode_sparse(X, D, CoderConfig(l1=l1, refit=refit)).W
-    most = np.repeat(np.maximum.reduceat(W.data, W.indptr[:-1]), np.diff(W.indptr)) if W.nnz else W.data
-    W.data = np.maximum(np.rint(W.data / most * 255), 1).astype(np.float32) * most / 255
-    return W
+    return compacted(encode_sparse(X, D, CoderConfig(l1=l1, refit=refit)).W)
 
 
 def judge_codes(
@@ -89,7 +86,7 @@ def judge_codes(
     """As `judge_residual`, for codes W (n, m) and W_train (k, m) that were made already."""
     R, size, tables = W @ D, 0, 0
     if description:
-        turn = _turn(D.shape[1], seed)
+        turn = turned(D.shape[1], seed)
         quantiser = learn_quantiser(judged.train @ turn, W_train, D @ turn, description, seed)
         coded = code_residuals(judged.X @ turn, W, D @ turn, quantiser)
         R = R + quantiser.decode(coded.codes) @ turn.T
@@ -108,7 +105,7 @@ def judge_codes(
 
 def judge_quantiser(judged: Judged, description: str, seed: int = 0) -> dict[str, Any]:
     """The figures of a product quantiser of the embeddings themselves; keys as those of `judge_residual`."""
-    turn = _turn(judged.X.shape[1], seed)
+    turn = turned(judged.X.shape[1], seed)
     shape = read_description(description, len(turn), len(judged.train))
     quantiser = fit_quantiser(judged.train @ turn, shape, seed)
     return {
@@ -120,39 +117,6 @@ def judge_quantiser(judged: Judged, description: str, seed: int = 0) -> dict[str
         "concepts_mean": 0.0,
         "codebook_bytes": quantiser.bytes,
         **judged.figures(quantiser.decode(quantiser.encode(judged.X @ turn)) @ turn.T),
-    }
-
-
-def judge_faiss(judged: Judged, description: str, seed: int = 0) -> dict[str, Any]:
-    """The figures of a FAISS quantiser of the embeddings, as FAISS trains it; keys as those of `judge_residual`.
-
-    FAISS begins an OPQ at a random rotation, `judge_quantiser` at principal axes of balanced variances: it is ahead.
-    """
-    import faiss
-
-    d = judged.X.shape[1]
-    turn = _turn(d, seed)
-    index: Any = faiss.index_factory(d, description)  # FAISS's types do not tell of all that it has
-    part: Any = faiss.downcast_index(getattr(index, "index", index))
-    if hasattr(part, "pq"):
-        part.do_polysemous_training = False  # it renumbers centroids: slow, and nothing that is measured changes
-        part.pq.cp.min_points_per_centroid = 1  # or every clustering warns of few rows
-    if hasattr(index, "chain"):
-        rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
-        trainer: Any = faiss.ProductQuantizer(rotation.d_out, part.pq.M, 8)
-        trainer.cp.min_points_per_centroid = 1
-        rotation.pq = trainer
-    index.train(np.ascontiguousarray(judged.train @ turn, np.float32))
-    codes = index.sa_encode(np.ascontiguousarray(judged.X @ turn, np.float32))
-    return {
-        "name": f"FAISS {description}",
-        "description": description,
-        "l1": None,
-        "seed": seed,
-        "bytes_per_image": float(codes.shape[1]),
-        "concepts_mean": 0.0,
-        "codebook_bytes": int(faiss.serialize_index(index).nbytes),
-        **judged.figures(index.sa_decode(codes) @ turn.T),
     }
 
 
@@ -184,7 +148,7 @@ def best_at(rows: Iterable[dict[str, Any]], most_bytes: float, key: str = "recal
     return max((row for row in rows if row["bytes_per_image"] <= most_bytes), key=lambda row: row[key], default=None)
 
 
-def _turn(d: int, seed: int) -> np.ndarray:
+def turned(d: int, seed: int) -> np.ndarray:
     """A rotation (d, d), another for each seed; the identity for 0."""
     if not seed:
         return np.eye(d, dtype=np.float32)
