@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 
 from indexer.store import Classes, Concept, ImageRow, Store
 from indexer.store.chance import Chance, index_chance
+from indexer.store.dense import best_rows, products
 from indexer.store.familiarity import Familiarity, index_familiarity
 from indexer.store.naming import picture_at
 from indexer.store.residuals import Residuals, read_residuals
@@ -195,23 +196,22 @@ class FolderEngine(Engine):
         if allowed is None:
             with store.vectors_trusted():
                 scores, ids = self.dense_index.search(p[None].astype(np.float32), min(size, len(self)))
-            held = ids[0] >= 0
-            return ids[0][held], scores[0][held].astype(np.float64)
-        places = np.flatnonzero(allowed[store.image_ids])
-        scores, ids = self.dense_scores(p, places), store.image_ids[places]
-        best = top_k(scores, size, ids)
-        return ids[best], scores[best].astype(np.float64)
+        else:
+            rows = self._rows(np.flatnonzero(allowed[store.image_ids]))
+            scores, ids = best_rows(rows, p[None], min(size, len(self)))
+        held = ids[0] >= 0
+        return ids[0][held], scores[0][held]
 
-    def dense_scores(self, t: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
-        """The exact scores x·t of every picture (n,), by id, or of those at some places (k,) of 0 … n − 1."""
-        every = np.arange(len(self)) if places is None else places
-        t = t.astype(np.float32)
-        blocks = [every[i : i + BLOCK] for i in range(0, len(every), BLOCK)]
-        return np.concatenate([np.zeros(0, np.float32), *(self.store.embeddings(block) @ t for block in blocks)])
+    def _rows(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The ids and the embeddings of the pictures at some places of 0 … n − 1, block by block."""
+        for start in range(0, len(places), BLOCK):
+            block = places[start : start + BLOCK]
+            yield self.store.image_ids[block], self.store.embeddings(block)
 
     def every_score(self, t: np.ndarray, *, dense: bool) -> np.ndarray:
         if dense:
-            return self.dense_scores(t)
+            rows = self._rows(np.arange(len(self)))
+            return np.concatenate([np.zeros(0), *(products(X, t.astype(np.float32)) for _, X in rows)])
         if self.residuals is not None:
             return self.residuals.scores(t, self.D @ t)
         with self.store.damage():
