@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from indexer.store import Classes, Concept, ImageRow, Store
-from indexer.store.chance import Chance, index_chance
+from indexer.store.chance import Chance, index_best
 from indexer.store.dense import best_rows, products
 from indexer.store.familiarity import Familiarity, index_familiarity
 from indexer.store.naming import picture_at
@@ -224,7 +224,7 @@ class FolderEngine(Engine):
         return W, None if self.residuals is None else self.residuals.decoded(mine)
 
     def chance(self, encode: Callable[[Sequence[str]], np.ndarray]) -> Chance:
-        return index_chance(self.store, encode)
+        return Chance.among([index_best(self.store, encode)])
 
     def familiarity(self, encoder_source: str) -> Familiarity | None:
         return index_familiarity(self.store, encoder_source)
