@@ -24,6 +24,7 @@ from search.folder import FolderEngine
 from search.known import Known
 from search.lookup import clean_text, find_concept, picture_id, unknown_concept
 from search.query import Picture, Query, Rules, Term, as_target, is_bytes, several
+from search.shards import open_engine
 from training.errors import CallError, SparsightError
 from training.files import full_path
 
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 class Index:
     """An open index. Close it after use, or use it as a context manager.
 
-    folder: where `sparsight index` built it. encoder: the encoder that it was built with, where that lies elsewhere
-    now. device: where torch computes, `auto`, `cpu`, `cuda` or `mps`. The encoder is opened when it is first needed:
+    folder: where `sparsight index` built it; of several, or of a folder of such folders, each is a shard. encoder: the
+    encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`, `cpu`, `cuda` or `mps`. The encoder is opened when it is first needed:
     searching by concepts, or by pictures of the index, needs none.
 
     Raises `SparsightError` where the folder holds no index or a damaged one, and, once the encoder is needed, where
@@ -45,9 +46,15 @@ class Index:
     path; what is neither raises `SparsightError`.
     """
 
-    def __init__(self, folder: Path | str = "index", *, encoder: str | None = None, device: str = "auto"):
+    def __init__(
+        self,
+        folder: Path | str | Sequence[Path | str] = "index",
+        *,
+        encoder: str | None = None,
+        device: str = "auto",
+    ):
         self._encoder_name, self._device = encoder, device
-        self._take(FolderEngine(folder))
+        self._take(open_engine(several(folder)))
 
     def __enter__(self) -> Index:
         return self
@@ -75,7 +82,9 @@ class Index:
         """
         if isinstance(self.engine, FolderEngine):
             return self.engine.store
-        raise CallError(f"{self.engine.name} is no index folder: this reads the tables of one")
+        raise CallError(
+            f"{self.engine.name} is no single index folder: this is done to one, as to the shard that it is for"
+        )
 
     @property
     def D(self) -> np.ndarray:

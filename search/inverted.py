@@ -4,8 +4,8 @@ A query is a score s_j for each concept; a picture's score is Σ_j w_ij s_j. Not
 
 - Totals are whole numbers: what a step of weight is worth, s_j · step, is rounded to a multiple of a fraction of the
   largest one (2⁻³⁶ for a few concepts, 2⁻²⁶ for ten thousand). So a total does not depend on the order of its sum:
-  every way to an answer gives the same bits, ties are ties, and they go to the lower id. The fraction follows from s and
-  the coarsest step, which is the same in all indexes with weights below 2: scores of shards are those of the whole.
+  every way to an answer gives the same bits, ties are ties, and they go to the lower id. The fraction follows from s
+  and the coarsest step, so that scores of shards are those of the whole.
 - Only what can change the k best is read: MaxScore (Turtle & Flood 1995) over tiers of lists and windows of ids. The
   cost is that of the postings read: for a few concepts no array is as long as the index.
 - A query that scores most concepts, as a text does, can leave little out. It is answered picture by picture, from
@@ -63,16 +63,11 @@ class Inverted:
         self._ids = np.arange(postings.n) if ids is None else ids
         self._patience = patience
 
-    def coarsest(self, s: np.ndarray) -> float:
-        """The largest step of the concepts that have a score in s (m,), at least STEP."""
-        p = self.postings
-        return float(p.step[s[p.concept] != 0].max(initial=STEP))
-
     def search(self, s: np.ndarray, k: int, coarsest: float | None = None) -> Found:
         """The min(k, n) pictures with the largest W s for concept scores s (m,), of either sign.
 
-        Pictures that no scored concept touches have a score of 0, and stand above those below it. coarsest: of all
-        indexes whose answers are put together; None: this one's own.
+        Pictures that no scored concept touches have a score of 0, and stand above those below it. coarsest: the
+        largest step of all postings whose answers are put together; None: of these.
         Raises ValueError for scores that are not (m,) finite numbers, and for damaged postings.
         """
         p = self.postings
@@ -171,7 +166,7 @@ def quantise_query(s: np.ndarray, p: Postings, coarsest: float | None = None) ->
     """Turns concept scores s (m,) into whole numbers: w_ij s_j ≈ (lift + code)_ij · units · scale.
 
     No total of a picture passes 2⁵³. Tiers without a score, or with one that rounds to 0, are left out. coarsest: no
-    step of a scored concept is larger; None: as large as the largest. The scale depends on it and on s alone.
+    step is larger; None: the largest. The scale depends on it and on s alone.
     Raises ValueError for scores that are not (m,) finite numbers.
     """
     s = np.asarray(s, np.float64)
@@ -180,7 +175,7 @@ def quantise_query(s: np.ndarray, p: Postings, coarsest: float | None = None) ->
     tiers = np.flatnonzero(s[p.concept])
     steps = p.step[tiers].astype(np.float64)
     bits = 53 - WEIGHT_BITS - int(np.count_nonzero(s)).bit_length()  # a picture has a concept once
-    most = np.abs(s).max(initial=0.0) * (steps.max(initial=STEP) if coarsest is None else coarsest)
+    most = np.abs(s).max(initial=0.0) * (p.step.max(initial=STEP) if coarsest is None else coarsest)
     scale = float(np.ldexp(1.0, int(np.frexp(most)[1]) - bits))
     units = (np.rint(s[p.concept[tiers]] * STEP / scale) * (steps / STEP)).astype(np.int64)
     return QuantisedQuery(tiers[units != 0], units[units != 0], scale)

@@ -165,13 +165,13 @@ def familiarity_of(stores: Sequence[Store], source: str) -> Familiarity | None:
         tested = [np.arange(len(store)) for store in stores]
     count, start, base = sum(map(len, tested)), 0, 0
     chosen = np.linspace(0, count - 1, min(count, MOST)).astype(int)
-    X, ids = [], []
+    rows, ids = [], []
     for store, places in zip(stores, tested, strict=True):
         mine = places[chosen[(chosen >= start) & (chosen < start + len(places))] - start]
-        X.append(store.embeddings(mine))
+        rows.append(store.embeddings(mine))
         ids.append(store.image_ids[mine] + base)
         start, base = start + len(places), base + store.meta.next_id
-    return measured(np.concatenate(X), np.concatenate(ids), OF_INDEX)
+    return measured(np.concatenate(rows), np.concatenate(ids), OF_INDEX)
 
 
 def _key(store: Store) -> str:
