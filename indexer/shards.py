@@ -93,7 +93,7 @@ def split_index(folder: Path, into: Path, pictures: int) -> list[Path]:
         names = [f"shard-{i:0{digits}}" for i in range(len(edges) - 1)]
         encode = _encode_of(store)
         try:
-            with writing(part, "split"):
+            with writing(part, "split"), store.vectors_trusted():
                 for left in shards_in(part):  # of one that was stopped
                     shutil.rmtree(left)
                 with progress("split", len(ids)) as step:

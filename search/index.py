@@ -38,8 +38,9 @@ class Index:
     """An open index. Close it after use, or use it as a context manager.
 
     folder: where `sparsight index` built it; of several, or of a folder of such folders, each is a shard. encoder: the
-    encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`, `cpu`, `cuda` or `mps`. The encoder is opened when it is first needed:
-    searching by concepts, or by pictures of the index, needs none.
+    encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`, `cpu`, `cuda`
+    or `mps`. The encoder is opened when it is first needed: searching by concepts, or by pictures of the index, needs
+    none.
 
     Raises `SparsightError` where the folder holds no index or a damaged one, and, once the encoder is needed, where
     that is not the one that the index was built with. A `picture` is a file, or a picture of the index by its id or
@@ -78,11 +79,11 @@ class Index:
     def store(self) -> Store:
         """The tables of the index, as they stood when it was opened or last changed through this object.
 
-        Raises `CallError` for an index that is no single folder.
+        Raises `SparsightError` for an index that is no single folder.
         """
         if isinstance(self.engine, FolderEngine):
             return self.engine.store
-        raise CallError(
+        raise SparsightError(
             f"{self.engine.name} is no single index folder: this is done to one, as to the shard that it is for"
         )
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What to ask: the index in a folder, or its shards in several, its encoder where that lies elsewhere now, and where
-    torch computes."""
+    """What to ask: the index in a folder, or its shards in several, its encoder where that lies elsewhere now, and
+    where torch computes."""
 
     folders: tuple[Path, ...]
     encoder: str | None

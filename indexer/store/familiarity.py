@@ -176,7 +176,7 @@ def familiarity_of(stores: Sequence[Store], source: str) -> Familiarity | None:
 
 def _key(store: Store) -> str:
     """What it depends on, the pictures apart."""
-    return f"1 {store.meta.encoder_fingerprint} {store.d}"
+    return f"2 {store.meta.encoder_fingerprint} {store.d}"
 
 
 def _written(known: Familiarity, key: str, n: int) -> bytes:
@@ -184,7 +184,10 @@ def _written(known: Familiarity, key: str, n: int) -> bytes:
 
     arrays = {f"{name}{i}": getattr(half, name) for i, half in enumerate(known.halves) for name in ("P", "C", "far")}
     held = json.dumps({"key": key, "n": n, "of": known.of})
-    return save({**arrays, "ids": known.ids, "held": np.frombuffer(held.encode(), np.uint8)})
+    arrays |= {"ids": known.ids, "held": np.frombuffer(held.encode(), np.uint8)}
+    return save(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    )  # it would save a view as all of its base
 
 
 def _read(body: bytes, key: str) -> tuple[Familiarity, int]:
