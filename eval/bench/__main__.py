@@ -13,7 +13,20 @@ from pathlib import Path
 
 import click
 
-from eval.bench import audit, coder, dense, encoders, familiarity, objective, page, pictures, residual, scale, search
+from eval.bench import (
+    audit,
+    coder,
+    dense,
+    encoders,
+    familiarity,
+    objective,
+    page,
+    pictures,
+    residual,
+    scale,
+    search,
+    shards,
+)
 from eval.bench.common import Options, Section, table, versions
 from eval.machine import hardware
 
@@ -29,6 +42,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "familiarity": familiarity.run,
     "audit": audit.run,
     "residual": residual.run,
+    "shards": shards.run,
 }
 LONG = ("objective", "residual")  # they train encoders, or encode pictures: with --full or by the name alone
 

@@ -185,9 +185,8 @@ def _written(known: Familiarity, key: str, n: int) -> bytes:
     arrays = {f"{name}{i}": getattr(half, name) for i, half in enumerate(known.halves) for name in ("P", "C", "far")}
     held = json.dumps({"key": key, "n": n, "of": known.of})
     arrays |= {"ids": known.ids, "held": np.frombuffer(held.encode(), np.uint8)}
-    return save(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    )  # it would save a view as all of its base
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # of a view it saves other numbers
+    return save(whole)
 
 
 def _read(body: bytes, key: str) -> tuple[Familiarity, int]:
