@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,13 @@ def _measured(folder: Path) -> Row:
     row: Row = {}
     with Index(folder) as index:
         for mode in QUERY_MODES:
-            row[f"{mode} ms"] = _median(lambda text, mode=mode: _ask(index, text, mode))
+            row[f"{mode} ms"] = _median(partial(_ask, index, mode))
     held = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     megabytes = {name: int(held[name].split()[0]) / 1024 for name in ("VmHWM", "RssAnon")}
     return row | {"most MB": megabytes["VmHWM"], "without mapped MB": megabytes["RssAnon"]}
 
 
-def _ask(index: Index, text: str, mode: QueryMode) -> None:
+def _ask(index: Index, mode: QueryMode, text: str) -> None:
     index.search(text, mode=mode, all=True)
 
 
