@@ -33,7 +33,8 @@ like_option = click.option(
     "--like",
     type=FilePath(file_okay=False),
     metavar="INDEX",
-    help="Take encoder, dictionary, penalty and all else from that index, so that both can be searched as one.",
+    help="Take encoder, dictionary, penalty and all else from that index, or from the first of its shards, so that both "
+    "can be searched as one.",
 )
 
 
@@ -62,11 +63,14 @@ def index_as(ctx: click.Context, like: Path) -> Added:
         raise CallError(f"{TAKEN[name]} is that of the index which --like names: leave one of them out")
     from indexer.pictures import check_patterns
     from indexer.shards import index_like
-    from indexer.store import Store
+    from indexer.store import DATABASE, Store
+    from indexer.store.database import shards_in
     from training.device import pick_device
     from training.encoders import open_encoder
 
     patterns, chosen = check_patterns(asked["exclude"]), pick_device(asked["device"])
+    if not (like / DATABASE).is_file():
+        like = next(iter(shards_in(like)), like)
     with Store(like) as store:
         source = asked["encoder"] or store.meta.encoder_source
     encoder = open_encoder(source, chosen)

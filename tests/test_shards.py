@@ -17,7 +17,7 @@ from scipy import sparse
 
 from indexer.build import Source, write_index
 from indexer.config import CoderConfig, IndexConfig
-from indexer.shards import index_like, split_index
+from indexer.shards import split_index
 from indexer.store import DATABASE, Described, Store, write_store
 from indexer.store.chance import FILE, Chance, index_best, measured_best
 from indexer.store.dense import best_rows, products
@@ -323,6 +323,7 @@ def test_centres_must_be_the_same(tmp_path):
 def test_faults_of_shards(run, two, tmp_path):
     one = two / "shard-0000"
     assert "is named twice" in run("search", "truck", "--index", one, "--index", one, code=2).stderr
+    assert "name a new folder in it" in run("index", "--bundled", "--index", two, code=1).stderr
     assert "is named twice" in run("search", "truck", "--index", two, "--index", one, code=2).stderr
     assert "no index in" in run("search", "truck", "--index", one, "--index", tmp_path, code=1).stderr
     with pytest.raises(CallError, match="no index is named"):
@@ -386,10 +387,12 @@ def test_an_index_is_built_like_another(run, light_index, photographs, tmp_path)
     assert "holds an index already" in again.stderr
 
 
-def test_residuals_are_coded_like_anothers(photographs, tmp_path):
-    like = other_config(tmp_path / "like", residual="PQ4x4")
-    index_like(tmp_path / "new", photographs, like, open_encoder())
-    with Index([like, tmp_path / "new"]) as both:
+def test_a_shard_more_is_a_folder_more(run, photographs, tmp_path):
+    """With residuals, which are coded by the same quantiser."""
+    (tmp_path / "all").mkdir()
+    other_config(tmp_path / "all" / "a", residual="PQ4x4")
+    run("index", photographs, "--like", tmp_path / "all", "--index", tmp_path / "all" / "b")
+    with Index(tmp_path / "all") as both:
         assert both.search(like=45, mode="sparse", k=1)[0].id == 45
 
 
