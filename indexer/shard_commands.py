@@ -33,7 +33,7 @@ like_option = click.option(
     "--like",
     type=FilePath(file_okay=False),
     metavar="INDEX",
-    help="Take encoder, dictionary, penalty and all else from that index, or from the first of its shards, so that both "
+    help="Take encoder, dictionary, penalty and all else from that index, or the first of its shards, so that both "
     "can be searched as one.",
 )
 
