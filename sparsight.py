@@ -12,6 +12,7 @@ the name is first used, and a command when it is called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,11 +41,14 @@ NAMES = {  # public name → the module that defines it
 }
 
 
-def open(folder: Path | str = "index", *, encoder: str | None = None, device: str = "auto") -> Index:
+def open(
+    folder: Path | str | Sequence[Path | str] = "index", *, encoder: str | None = None, device: str = "auto"
+) -> Index:
     """Opens the index in a folder, to search and to change it; close it after use, or use it in a `with` statement.
 
-    encoder: the encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`,
-    `cpu`, `cuda` or `mps`. Raises `SparsightError` where the folder holds no index, or a damaged one.
+    Several folders, or a folder of folders, are shards: they are searched as one index. encoder: the encoder that it
+    was built with, where that lies elsewhere now. device: where torch computes, `auto`, `cpu`, `cuda` or `mps`. Raises
+    `SparsightError` where the folder holds no index, or a damaged one, or shards do not fit together.
     """
     from search.index import Index
 
@@ -75,6 +79,7 @@ COMMANDS = {  # name → the module and the attribute that is the command, and w
     "index": ("indexer.cli", "index", "Encodes pictures and builds both indexes."),
     "add": ("indexer.cli", "add", "Adds new and changed pictures to an index."),
     "remove": ("indexer.cli", "remove", "Removes pictures from an index, never their files."),
+    "split": ("indexer.cli", "split", "Cuts an index into shards, which are searched as one."),
     "compact": ("indexer.cli", "compact", "Gives back the room that removed pictures take."),
     "doctor": ("indexer.cli", "doctor", "Checks all of an index, and repairs it."),
     "search": ("search.cli", "search", "Finds pictures by a text, a picture, or concepts."),

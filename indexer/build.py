@@ -19,7 +19,7 @@ from indexer.plan import plan_addition
 from indexer.residual import make_residuals, read_description
 from indexer.store import Classes, Contents, Described, IndexMeta, Journal, Pictures, Skip, Store, write_store, writing
 from indexer.store.approximate import refuse_description
-from indexer.store.chance import index_chance
+from indexer.store.chance import index_best
 from indexer.store.dense import FLAT, open_dense
 from indexer.store.familiarity import index_familiarity
 from training.data.cifar10 import CLASSES
@@ -195,7 +195,7 @@ def write_index(
     with Store(folder) as store:
         if config.dense != FLAT:
             open_dense(store)  # builds it, and keeps it beside the database
-        index_chance(store, encoder.encode_texts)
+        index_best(store, encoder.encode_texts)
         index_familiarity(store)
     return Built(meta, skipped)
 

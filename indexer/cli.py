@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from indexer.config import NEAR_SYNONYMS, READABLE, SAME, CoderConfig, IndexConfig
+from indexer.shard_commands import index_as, like_option, split
 from training.commands import Command, FilePath, Group, data_option, device_option, index_option, json_option
 from training.errors import CallError, SparsightError
 from training.files import shown_path
@@ -104,8 +105,11 @@ exclude_option = click.option(
     help="The share of the best hits that another --dense index than Flat is to find.",
 )
 @click.option("--bundled", is_flag=True, help="Index the bundled embeddings of the 10,000 test pictures.")
+@like_option
 @device_option
+@click.pass_context
 def index(
+    ctx: click.Context,
     path: Path | None,
     labels: str | None,
     index_dir: Path,
@@ -124,6 +128,7 @@ def index(
     exclude: tuple[str, ...],
     recall: float,
     bundled: bool,
+    like: Path | None,
     device: str,
 ) -> None:
     """Encodes the pictures below the folder PATH (without it: CIFAR-10) and builds both indexes.
@@ -134,6 +139,8 @@ def index(
     what has the content of another, is skipped and listed.
     """
     _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
+    if like is not None:
+        return _print_added(index_dir, index_as(ctx, like), False, "added")
     if no_vectors and dense != IndexConfig.dense:
         raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
     from indexer.build import index_bundled, index_folder, index_pictures
@@ -379,5 +386,5 @@ def builds() -> None:
     """Builds an index, and changes it in place."""
 
 
-for command in (index, add, remove, compact, doctor):
+for command in (index, add, remove, compact, doctor, split):
     builds.add_command(command)

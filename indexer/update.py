@@ -37,7 +37,7 @@ from indexer.store import (
     unused_files,
     writing,
 )
-from indexer.store.chance import index_chance
+from indexer.store.chance import index_best
 from indexer.store.familiarity import index_familiarity
 from indexer.store.naming import existing_file, is_id, pictures_at
 from indexer.store.residuals import read_quantiser
@@ -120,7 +120,7 @@ def _measure(folder: Path, encoder: Encoder) -> None:
     with Store(folder) as store:
         means = store.means()
         if len(store):
-            index_chance(store, (encoder if means is None else CentredEncoder(encoder, means)).encode_texts)
+            index_best(store, (encoder if means is None else CentredEncoder(encoder, means)).encode_texts)
             index_familiarity(store, encoder.source)
 
 

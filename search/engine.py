@@ -27,15 +27,25 @@ from search.answers import MODES, Code
 from training.errors import CallError, SparsightError
 
 if TYPE_CHECKING:
+    from indexer.residual import Quantiser
     from indexer.store import Classes, Concept, ImageRow, IndexMeta, Skip
     from indexer.store.chance import Chance
     from indexer.store.familiarity import Familiarity
-    from indexer.store.residuals import Residuals
     from search.query import Query
     from training.encoders import Means
     from training.encoders.protocol import TextEncoder
 
 Found = tuple[np.ndarray, np.ndarray]  # ids (k,) int64, best first, ties to the lower id; scores (k,) float64
+
+
+class Kept(Protocol):
+    """What an index keeps of the embeddings beside the concepts, by place: `indexer.store.residuals.Residuals`."""
+
+    @property
+    def quantiser(self) -> Quantiser: ...
+    @property
+    def scales(self) -> np.ndarray: ...
+    def products(self, t: np.ndarray, at: np.ndarray | None = None) -> np.ndarray: ...
 
 
 class Chosen(Protocol):
@@ -187,7 +197,7 @@ class Engine(ABC):
     # What follows from it
 
     @property
-    def residuals(self) -> Residuals | None:
+    def residuals(self) -> Kept | None:
         """What is kept of the embeddings beside the concepts, by place; None where nothing is."""
         return None
 

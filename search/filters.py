@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,18 +17,30 @@ if TYPE_CHECKING:
 SHOWN = 12  # values that an error lists
 
 
-def allowed_pictures(store: Store, query: Query, concept_id: Callable[[str], int]) -> np.ndarray | None:
+def known_names(stores: Sequence[Store], query: Query) -> Query:
+    """The query with its labels and splits as the shards of an index write them, in upper or lower case.
+
+    Raises `CallError` for one that none of them has.
+    """
+    if not query.labels and not query.splits:
+        return query
+    labels, splits = _known(stores, "label", query.labels), _known(stores, "split", query.splits)
+    return replace(query, labels=labels, splits=splits)
+
+
+def allowed_pictures(store: Store, query: Query, concept_id: Callable[[str], int], base: int = 0) -> np.ndarray | None:
     """(next_id,) bool: for each id, whether every filter of a query holds; None for a query without filters.
 
-    concept_id: name → row of D. Raises `CallError` for a concept, a label or a split that the index does not have, and
-    for a condition that DuckDB refuses.
+    Its labels and splits are those of `known_names`. concept_id: name → row of D; base: what an SQL condition finds
+    added to every id. Raises `CallError` for a concept that the index does not have, and for a condition that DuckDB
+    refuses.
     """
     if not query.filters():
         return None
 
     allowed = _marked(store, _matching(store, query))
     if query.where:
-        allowed &= _marked(store, _where(store, query.where))
+        allowed &= _marked(store, _where(store, query.where, base))
     for name in query.require:
         allowed &= holding_one(store, [concept_id(name)])
     for name in query.forbid:
@@ -55,7 +68,7 @@ def _matching(store: Store, query: Query) -> np.ndarray:
     for column, values in (("label", query.labels), ("split", query.splits)):
         if values:
             conditions.append(f"{column} IN (SELECT unnest(?::VARCHAR[]))")
-            bound.append(_known(store, column, values))
+            bound.append(values)
     if query.path:
         conditions.append("path GLOB ?")
         bound.append(query.path.replace("\\", "\\\\").replace("[", "\\["))  # only * and ? are patterns here
@@ -64,11 +77,11 @@ def _matching(store: Store, query: Query) -> np.ndarray:
     return store.columns(f"SELECT image_id FROM images WHERE {' AND '.join(conditions)}", bound)["image_id"]
 
 
-def _known(store: Store, column: str, values: Sequence[str]) -> list[str]:
-    """The labels or splits of the index that are meant, in upper or lower case."""
-    known = [
-        row[0] for row in store.rows(f"SELECT DISTINCT {column} FROM images WHERE {column} IS NOT NULL ORDER BY 1")
-    ]
+def _known(stores: Sequence[Store], column: str, values: Sequence[str]) -> tuple[str, ...]:
+    if not values:
+        return ()
+    sql = f"SELECT DISTINCT {column} FROM images WHERE {column} IS NOT NULL"
+    known = sorted({row[0] for store in stores for row in store.rows(sql)})
     folded = {value.casefold() for value in known}
     if unknown := [value for value in values if value.casefold() not in folded]:
         listed = ", ".join(known[:SHOWN]) + (", …" if len(known) > SHOWN else "")
@@ -76,16 +89,18 @@ def _known(store: Store, column: str, values: Sequence[str]) -> list[str]:
             f"no picture has the {column} {unknown[0]!r}; " + (f"there are {listed}" if known else "none has any")
         )
     wanted = {value.casefold() for value in values}
-    return [value for value in known if value.casefold() in wanted]
+    return tuple(value for value in known if value.casefold() in wanted)
 
 
-def _where(store: Store, condition: str) -> np.ndarray:
+def _where(store: Store, condition: str, base: int) -> np.ndarray:
     """The ids that an SQL condition on `images` chooses, on a connection that can reach nothing but the index."""
     from indexer.exchange.sql import FAMILIARITY
     from indexer.exchange.sql import Query as SqlQuery
 
     table = "images LEFT JOIN familiarity USING (image_id)" if FAMILIARITY in condition.casefold() else "images"
+    if base:
+        table = f"(SELECT * REPLACE (image_id + {base} AS image_id) FROM {table}) AS images"
     sql = f"SELECT image_id FROM (SELECT image_id, (\n{condition}\n) AS held FROM {table}) WHERE held"
     with SqlQuery(store.folder, sql) as found:
-        ids = np.array([int(row[0] or 0) for row in found.texts()], np.int64)
+        ids = np.array([int(row[0] or 0) for row in found.texts()], np.int64) - base
     return ids[np.isin(ids, store.image_ids)]  # another generation may have been written since

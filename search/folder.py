@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,13 +14,15 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from indexer.store import Classes, Concept, ImageRow, Store
-from indexer.store.chance import Chance, index_chance
+from indexer.store.chance import Chance, index_best
+from indexer.store.dense import best_rows, products
 from indexer.store.familiarity import Familiarity, index_familiarity
 from indexer.store.naming import picture_at
+from indexer.store.postings import STEP
 from indexer.store.residuals import Residuals, read_residuals
 from search.answers import Code
 from search.engine import Chosen, Engine, Found, State
-from search.filters import allowed_pictures, holding_one
+from search.filters import allowed_pictures, holding_one, known_names
 from search.ranking import top_k
 
 if TYPE_CHECKING:
@@ -152,7 +154,13 @@ class FolderEngine(Engine):
     def chosen(
         self, query: Query, concept_id: Callable[[str], int], holding: Sequence[int] | None = None
     ) -> Marked | None:
-        allowed = allowed_pictures(self.store, query, concept_id)
+        return self.marked(known_names([self.store], query), concept_id, holding)
+
+    def marked(
+        self, query: Query, concept_id: Callable[[str], int], holding: Sequence[int] | None, base: int = 0
+    ) -> Marked | None:
+        """As `chosen`, of a query whose labels and splits are known; base: what its condition finds added to ids."""
+        allowed = allowed_pictures(self.store, query, concept_id, base)
         if holding is not None:
             held = holding_one(self.store, holding)
             allowed = held if allowed is None else held & allowed
@@ -162,7 +170,22 @@ class FolderEngine(Engine):
         allowed = allowed_by(chosen)
         return (self.store.image_ids if allowed is None else np.flatnonzero(allowed))[:k]
 
-    def sparse(self, p: np.ndarray, s: np.ndarray, size: int, chosen: Chosen | None, *, look_up: bool = False) -> Found:
+    @cached_property
+    def coarsest(self) -> float:
+        """The largest step of the weights, at least STEP."""
+        return max(STEP, float(self.store.rows("SELECT coalesce(max(step), 0) FROM posting_blocks")[0][0]))
+
+    def sparse(
+        self,
+        p: np.ndarray,
+        s: np.ndarray,
+        size: int,
+        chosen: Chosen | None,
+        *,
+        look_up: bool = False,
+        coarsest: float | None = None,
+    ) -> Found:
+        """coarsest: the largest step in all of an index of which this is a shard."""
         allowed = allowed_by(chosen)
         if self.meta.residual and not look_up and self.residuals is not None:
             scores, ids = self.residuals.scores(p, s), self.store.image_ids
@@ -175,7 +198,7 @@ class FolderEngine(Engine):
         asked = min(n, int(size / share * 1.2) + 8 if share < 1 else size)
         with self.store.damage():
             while True:
-                found = inverted.search(s, asked)
+                found = inverted.search(s, asked, coarsest or self.coarsest)
                 held = np.arange(len(found.ids)) if allowed is None else np.flatnonzero(allowed[found.ids])
                 if len(held) >= size or asked >= n:
                     return found.ids[held[:size]], found.scores[held[:size]]
@@ -195,27 +218,26 @@ class FolderEngine(Engine):
         if allowed is None:
             with store.vectors_trusted():
                 scores, ids = self.dense_index.search(p[None].astype(np.float32), min(size, len(self)))
-            held = ids[0] >= 0
-            return ids[0][held], scores[0][held].astype(np.float64)
-        places = np.flatnonzero(allowed[store.image_ids])
-        scores, ids = self.dense_scores(p, places), store.image_ids[places]
-        best = top_k(scores, size, ids)
-        return ids[best], scores[best].astype(np.float64)
+        else:
+            rows = self._rows(np.flatnonzero(allowed[store.image_ids]))
+            scores, ids = best_rows(rows, p[None], min(size, len(self)))
+        held = ids[0] >= 0
+        return ids[0][held], scores[0][held]
 
-    def dense_scores(self, t: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
-        """The exact scores x·t of every picture (n,), by id, or of those at some places (k,) of 0 … n − 1."""
-        every = np.arange(len(self)) if places is None else places
-        t = t.astype(np.float32)
-        blocks = [every[i : i + BLOCK] for i in range(0, len(every), BLOCK)]
-        return np.concatenate([np.zeros(0, np.float32), *(self.store.embeddings(block) @ t for block in blocks)])
+    def _rows(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The ids and the embeddings of the pictures at some places of 0 … n − 1, block by block."""
+        for start in range(0, len(places), BLOCK):
+            block = places[start : start + BLOCK]
+            yield self.store.image_ids[block], self.store.embeddings(block)
 
-    def every_score(self, t: np.ndarray, *, dense: bool) -> np.ndarray:
+    def every_score(self, t: np.ndarray, *, dense: bool, coarsest: float | None = None) -> np.ndarray:
         if dense:
-            return self.dense_scores(t)
+            rows = self._rows(np.arange(len(self)))
+            return np.concatenate([np.zeros(0), *(products(X, t.astype(np.float32)) for _, X in rows)])
         if self.residuals is not None:
             return self.residuals.scores(t, self.D @ t)
         with self.store.damage():
-            found = self.inverted.search(self.D @ t, len(self))
+            found = self.inverted.search(self.D @ t, len(self), coarsest or self.coarsest)
         return found.scores[np.argsort(found.ids)]
 
     def codes_labelled(self, label: str) -> tuple[csr_matrix, np.ndarray | None]:
@@ -224,7 +246,7 @@ class FolderEngine(Engine):
         return W, None if self.residuals is None else self.residuals.decoded(mine)
 
     def chance(self, encode: Callable[[Sequence[str]], np.ndarray]) -> Chance:
-        return index_chance(self.store, encode)
+        return Chance.among([index_best(self.store, encode)])
 
     def familiarity(self, encoder_source: str) -> Familiarity | None:
         return index_familiarity(self.store, encoder_source)

@@ -24,6 +24,7 @@ from search.folder import FolderEngine
 from search.known import Known
 from search.lookup import clean_text, find_concept, picture_id, unknown_concept
 from search.query import Picture, Query, Rules, Term, as_target, is_bytes, several
+from search.shards import open_engine
 from training.errors import CallError, SparsightError
 from training.files import full_path
 
@@ -36,18 +37,25 @@ if TYPE_CHECKING:
 class Index:
     """An open index. Close it after use, or use it as a context manager.
 
-    folder: where `sparsight index` built it. encoder: the encoder that it was built with, where that lies elsewhere
-    now. device: where torch computes, `auto`, `cpu`, `cuda` or `mps`. The encoder is opened when it is first needed:
-    searching by concepts, or by pictures of the index, needs none.
+    folder: where `sparsight index` built it; of several, or of a folder of such folders, each is a shard. encoder: the
+    encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`, `cpu`, `cuda`
+    or `mps`. The encoder is opened when it is first needed: searching by concepts, or by pictures of the index, needs
+    none.
 
     Raises `SparsightError` where the folder holds no index or a damaged one, and, once the encoder is needed, where
     that is not the one that the index was built with. A `picture` is a file, or a picture of the index by its id or
     path; what is neither raises `SparsightError`.
     """
 
-    def __init__(self, folder: Path | str = "index", *, encoder: str | None = None, device: str = "auto"):
+    def __init__(
+        self,
+        folder: Path | str | Sequence[Path | str] = "index",
+        *,
+        encoder: str | None = None,
+        device: str = "auto",
+    ):
         self._encoder_name, self._device = encoder, device
-        self._take(FolderEngine(folder))
+        self._take(open_engine(several(folder)))
 
     def __enter__(self) -> Index:
         return self
@@ -71,11 +79,13 @@ class Index:
     def store(self) -> Store:
         """The tables of the index, as they stood when it was opened or last changed through this object.
 
-        Raises `CallError` for an index that is no single folder.
+        Raises `SparsightError` for an index that is no single folder.
         """
         if isinstance(self.engine, FolderEngine):
             return self.engine.store
-        raise CallError(f"{self.engine.name} is no index folder: this reads the tables of one")
+        raise SparsightError(
+            f"{self.engine.name} is no single index folder: this is done to one, as to the shard that it is for"
+        )
 
     @property
     def D(self) -> np.ndarray:

@@ -4,7 +4,8 @@ A query is a score s_j for each concept; a picture's score is Σ_j w_ij s_j. Not
 
 - Totals are whole numbers: what a step of weight is worth, s_j · step, is rounded to a multiple of a fraction of the
   largest one (2⁻³⁶ for a few concepts, 2⁻²⁶ for ten thousand). So a total does not depend on the order of its sum:
-  every way to an answer gives the same bits, ties are ties, and they go to the lower id.
+  every way to an answer gives the same bits, ties are ties, and they go to the lower id. The fraction follows from s
+  and the coarsest step, so that scores of shards are those of the whole.
 - Only what can change the k best is read: MaxScore (Turtle & Flood 1995) over tiers of lists and windows of ids. The
   cost is that of the postings read: for a few concepts no array is as long as the index.
 - A query that scores most concepts, as a text does, can leave little out. It is answered picture by picture, from
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from indexer.store.postings import TIERS, WEIGHT_BITS, Postings
+from indexer.store.postings import STEP, TIERS, WEIGHT_BITS, Postings
 from search.ranking import top_k
 
 if TYPE_CHECKING:
@@ -62,15 +63,16 @@ class Inverted:
         self._ids = np.arange(postings.n) if ids is None else ids
         self._patience = patience
 
-    def search(self, s: np.ndarray, k: int) -> Found:
+    def search(self, s: np.ndarray, k: int, coarsest: float | None = None) -> Found:
         """The min(k, n) pictures with the largest W s for concept scores s (m,), of either sign.
 
-        Pictures that no scored concept touches have a score of 0, and stand above those below it.
+        Pictures that no scored concept touches have a score of 0, and stand above those below it. coarsest: the
+        largest step of all postings whose answers are put together; None: of these.
         Raises ValueError for scores that are not (m,) finite numbers, and for damaged postings.
         """
         p = self.postings
         k = min(k, len(self._ids))
-        tiers, units, scale = quantise_query(s, p)
+        tiers, units, scale = quantise_query(s, p, coarsest)
         touched = int(p.sizes[tiers].sum())
         self._patience -= touched
         if self._patience < 0 and k and (units > 0).any():
@@ -160,20 +162,22 @@ class Inverted:
         return rows
 
 
-def quantise_query(s: np.ndarray, p: Postings) -> QuantisedQuery:
+def quantise_query(s: np.ndarray, p: Postings, coarsest: float | None = None) -> QuantisedQuery:
     """Turns concept scores s (m,) into whole numbers: w_ij s_j ≈ (lift + code)_ij · units · scale.
 
-    No total of a picture passes 2⁵³. Tiers without a score, or with one that rounds to 0, are left out.
+    No total of a picture passes 2⁵³. Tiers without a score, or with one that rounds to 0, are left out. coarsest: no
+    step is larger; None: the largest. The scale depends on it and on s alone.
     Raises ValueError for scores that are not (m,) finite numbers.
     """
     s = np.asarray(s, np.float64)
     if s.shape != (p.m,) or not np.isfinite(s).all():
         raise ValueError(f"expected {p.m} finite concept scores, got an array {s.shape}")
     tiers = np.flatnonzero(s[p.concept])
-    worth = s[p.concept[tiers]] * p.step[tiers]
-    bits = 53 - WEIGHT_BITS - len(tiers).bit_length()
-    scale = float(np.ldexp(1.0, int(np.frexp(np.abs(worth).max(initial=0.0))[1]) - bits))
-    units = np.rint(worth / scale).astype(np.int64)
+    steps = p.step[tiers].astype(np.float64)
+    bits = 53 - WEIGHT_BITS - int(np.count_nonzero(s)).bit_length()  # a picture has a concept once
+    most = np.abs(s).max(initial=0.0) * (p.step.max(initial=STEP) if coarsest is None else coarsest)
+    scale = float(np.ldexp(1.0, int(np.frexp(most)[1]) - bits))
+    units = (np.rint(s[p.concept[tiers]] * STEP / scale) * (steps / STEP)).astype(np.int64)
     return QuantisedQuery(tiers[units != 0], units[units != 0], scale)
 
 

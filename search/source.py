@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from training.commands import device_option, index_option
+from training.commands import device_option, shards_option
 
 if TYPE_CHECKING:
     from search.index import Index
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What to ask: the index in a folder, its encoder where that lies elsewhere now, and where torch computes."""
+    """What to ask: the index in a folder, or its shards in several, its encoder where that lies elsewhere now, and
+    where torch computes."""
 
-    folder: Path
+    folders: tuple[Path, ...]
     encoder: str | None
     device: str
 
@@ -31,17 +32,17 @@ class Source:
             from training.device import pick_device
 
             pick_device(self.device)  # refuses a device that is not there before anything is read
-        return Index(self.folder, encoder=self.encoder, device=self.device)
+        return Index(self.folders, encoder=self.encoder, device=self.device)
 
 
 def source_options(command: Callable) -> Callable:
     """--encoder, --index and --device, which the command takes as one `source`."""
 
     @click.option("--encoder", help="Encoder: folder or hub name.  [default: the index's own]")
-    @index_option
+    @shards_option
     @device_option
     @functools.wraps(command)
-    def taken(*args: object, index_dir: Path, encoder: str | None, device: str, **rest: object) -> object:
-        return command(*args, source=Source(index_dir, encoder, device), **rest)
+    def taken(*args: object, index_dirs: tuple[Path, ...], encoder: str | None, device: str, **rest: object) -> object:
+        return command(*args, source=Source(index_dirs, encoder, device), **rest)
 
     return taken

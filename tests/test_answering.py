@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from eval.evaluators.queries import NOTHING_UNSEEN, UNSEEN
 from indexer.store import Store
-from indexer.store.chance import FILE, kept_chance
+from indexer.store.chance import FILE, kept_best
 from search.index import Index
 from search.query import Query, Term
 from training.errors import CallError, SparsightError
@@ -194,7 +194,7 @@ def test_the_scores_of_unrelated_texts_are_kept_beside_the_index(light_index, tm
         first = index.answer(query)
     kept = (folder / FILE).read_bytes()
     with Store(folder) as store:
-        known = kept_chance(store)
+        known = kept_best(store)
     for harm in (kept[: len(kept) // 2], b"", kept.replace(b'"n": 150', b'"n": 900'), b"\xff" + kept[1:]):
         (folder / FILE).write_bytes(harm)
         with Index(folder) as index:
@@ -202,7 +202,7 @@ def test_the_scores_of_unrelated_texts_are_kept_beside_the_index(light_index, tm
         assert answer.cut_off == pytest.approx(first.cut_off, abs=1e-6)  # measured by the text tower alone
         assert replace(answer, cut_off=first.cut_off) == first
         with Store(folder) as store:
-            again = kept_chance(store)
+            again = kept_best(store)
         for mode in ("dense", "sparse"):  # another text tower may have measured it: torch's or numpy's
             np.testing.assert_allclose(getattr(again, mode), getattr(known, mode), atol=1e-5)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -21,6 +21,8 @@ from training.files import full_path
 from training.signals import end_by_signal, noted_signals
 from training.streams import ReaderGone
 from training.terminal import printable
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class FilePath(click.Path):
@@ -34,18 +36,41 @@ class FilePath(click.Path):
             self.fail("the path is empty", param, ctx)  # else it would be the working folder
         return super().convert(full_path(value), param, ctx)
 
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """A variable names one path, whatever characters it has."""
+        return [rv]
+
 
 LONGEST = 1000  # characters of an error's line
 
-index_option = click.option(
-    "--index",
-    "index_dir",
-    type=FilePath(file_okay=False),
-    default="index",
-    envvar="SPARSIGHT_INDEX",
-    show_default=True,
-    show_envvar=True,
-    help="Folder of the index.",
+
+def _only(ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]) -> Path:
+    """The one index; click itself would take the last of several without a word."""
+    if len(value) > 1:
+        raise click.BadParameter(f"{ctx.info_name} takes one index: name the shard that it is for", ctx, param)
+    return value[0]
+
+
+def _index_option(
+    name: str, said: str, callback: Callable[[click.Context, click.Parameter, Any], Any] | None = None
+) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        "--index",
+        name,
+        type=FilePath(file_okay=False),
+        multiple=True,
+        default=["index"],
+        envvar="SPARSIGHT_INDEX",
+        show_default=True,
+        show_envvar=True,
+        callback=callback,
+        help=said,
+    )
+
+
+index_option = _index_option("index_dir", "Folder of the index.", _only)
+shards_option = _index_option(
+    "index_dirs", "Folder of the index, or of its shards; may be repeated: several are searched as one."
 )
 data_option = click.option(
     "--data",

@@ -26,6 +26,7 @@ from eval.bench import (
     residual,
     scale,
     search,
+    shards,
 )
 from eval.bench.common import Options, Section, table, versions
 from eval.machine import hardware
@@ -43,6 +44,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "familiarity": familiarity.run,
     "audit": audit.run,
     "residual": residual.run,
+    "shards": shards.run,
 }
 LONG = ("objective", "residual")  # they train encoders, or encode pictures: with --full or by the name alone
 

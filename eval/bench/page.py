@@ -67,7 +67,7 @@ def queries(words: list[str]) -> Iterator[str]:
 def run(options: Options) -> Section:
     """How fast the page starts and answers, alone and to 50 clients at once."""
     from indexer.store import Store
-    from indexer.store.chance import index_chance
+    from indexer.store.chance import index_best
     from training.encoders import open_encoder
 
     encoder = open_encoder()
@@ -77,7 +77,7 @@ def run(options: Options) -> Section:
         index = Path(place).absolute() / "index"
         make_index(index, PICTURES)
         with Store(index) as store:
-            index_chance(store, encoder.encode_texts)  # as `sparsight index` does
+            index_best(store, encoder.encode_texts)  # as `sparsight index` does
         starts = []
         for _ in range(STARTS):
             with served(index) as (_, seconds):

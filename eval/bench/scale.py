@@ -201,11 +201,11 @@ def codes(index: Path, files: Path) -> Callable[[], object]:
 
 def chance(index: Path, files: Path) -> Callable[[], object]:
     from indexer.store import Store
-    from indexer.store.chance import index_chance
+    from indexer.store.chance import index_best
     from training.encoders import open_text_encoder
 
     embed = open_text_encoder("bundled").encode_texts
-    return lambda: index_chance(Store(index), embed)
+    return lambda: index_best(Store(index), embed)
 
 
 def search_cold(mode: str) -> Callable[[Path, Path], Callable[[], object]]:

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from indexer.store.dense import best_rows
 from indexer.store.residuals import read_residuals
 from training.errors import TextWarning
 from training.files import write_whole
@@ -53,12 +54,24 @@ transaction treaty trust turnover typology utility validity variance verb verdic
 """
 
 
-@dataclass(frozen=True)
-class Chance:
-    """The best scores of unrelated texts: dense, sparse (t,), ascending; dense is empty where there are no vectors."""
+class Best(NamedTuple):
+    """The best score of each unrelated text, in the order of `unrelated_texts`: dense, sparse (t,)."""
 
     dense: np.ndarray
     sparse: np.ndarray
+
+
+@dataclass(frozen=True)
+class Chance:
+    """The best scores of unrelated texts, ascending: dense, sparse (t,); dense is empty where there are no vectors."""
+
+    dense: np.ndarray
+    sparse: np.ndarray
+
+    @classmethod
+    def among(cls, parts: Sequence[Best]) -> Chance:
+        """That of an index from those of its shards: the best score in the whole is the best of theirs."""
+        return cls(*(np.sort(np.max(scores, 0)) for scores in zip(*parts, strict=True)))
 
     def of(self, score: float, mode: str) -> float:
         """How often an unrelated text finds a picture of this score; between 0 and 1."""
@@ -87,8 +100,8 @@ def unrelated_texts() -> tuple[str, ...]:
     return (*sorted(made_up), *ABSTRACT.split())
 
 
-def kept_chance(store: Store) -> Chance | None:
-    """The distribution beside an index; None where it is missing, damaged, or of other pictures, atoms or texts."""
+def kept_best(store: Store) -> Best | None:
+    """The scores beside an index; None where they are missing, damaged, or of other pictures, atoms or texts."""
     path = store.folder / FILE
     try:
         body, checksum = path.read_text().splitlines() if path.is_file() else ("", "")
@@ -97,38 +110,37 @@ def kept_chance(store: Store) -> Chance | None:
         return None
     if held.get("key") != _key(store) or not 1 / GROWN <= len(store) / held["n"] <= GROWN:
         return None
-    return Chance(np.array(held["dense"]), np.array(held["sparse"]))
+    return Best(np.array(held["dense"]), np.array(held["sparse"]))
 
 
-def index_chance(store: Store, embed: Callable[[Sequence[str]], np.ndarray]) -> Chance:
-    """The distribution of an index that is not empty: the kept one, else one that is measured now, and kept where it
-    can be. embed: texts → unit rows (t, d)."""
-    if chance := kept_chance(store):
-        return chance
+def index_best(store: Store, embed: Callable[[Sequence[str]], np.ndarray]) -> Best:
+    """The scores in an index that is not empty: the kept ones, else such as are measured now, and kept where they can
+    be. embed: texts → unit rows (t, d)."""
+    if best := kept_best(store):
+        return best
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextWarning)  # of words that are made up on purpose
         T = embed(unrelated_texts())
-    chance = measure_chance(store, T)
-    held = {"key": _key(store), "n": len(store), "dense": chance.dense.tolist(), "sparse": chance.sparse.tolist()}
+    best = measured_best(store, T)
+    held = {"key": _key(store), "n": len(store), "dense": best.dense.tolist(), "sparse": best.sparse.tolist()}
     body = json.dumps(held)
     with suppress(OSError):  # then it is measured anew next time, and the answers are the same
         write_whole(store.folder / FILE, f"{body}\n{_sum(body)}\n".encode())
-    return chance
+    return best
 
 
-def measure_chance(store: Store, T: np.ndarray) -> Chance:
+def measured_best(store: Store, T: np.ndarray) -> Best:
     """The best score of each of some texts, unit rows T (t, d), among all pictures of an index that is not empty."""
     S, W = (T @ store.dictionary().T).T.astype(np.float32), store.codes()
-    T, residuals = T.T.astype(np.float32), read_residuals(store)
+    T, residuals = T.astype(np.float32), read_residuals(store)
     dense, sparse = [], []
     for start in range(0, len(store), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(store)))
         if store.meta.keeps_vectors:
-            dense.append((store.embeddings(rows) @ T).max(0))
-        held = W[rows[0] : rows[-1] + 1] @ S if residuals is None else residuals.standing_for(rows) @ T
+            dense.append(best_rows([(rows, store.embeddings(rows))], T, 1)[0][:, 0])
+        held = W[rows[0] : rows[-1] + 1] @ S if residuals is None else residuals.standing_for(rows) @ T.T
         sparse.append(held.max(0))
-    best = (np.max(kind, 0) if kind else np.zeros(0) for kind in (dense, sparse))
-    return Chance(*(np.sort(scores.astype(np.float64)) for scores in best))
+    return Best(*((np.max(kind, 0) if kind else np.zeros(0)).astype(np.float64) for kind in (dense, sparse)))
 
 
 def _key(store: Store) -> str:
@@ -136,7 +148,7 @@ def _key(store: Store) -> str:
     meta = store.meta
     words = hashlib.sha256("\0".join(unrelated_texts()).encode()).hexdigest()[:16]
     kept = f" {meta.residual_fingerprint} {meta.keeps_vectors}" if meta.residual or not meta.keeps_vectors else ""
-    return f"{meta.encoder_fingerprint} {meta.dictionary_fingerprint} {words}{kept}"
+    return f"by text {meta.encoder_fingerprint} {meta.dictionary_fingerprint} {words}{kept}"
 
 
 def _sum(body: str) -> str:

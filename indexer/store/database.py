@@ -97,11 +97,24 @@ def inode(path: Path) -> int | None:
         return None
 
 
+def shards_in(folder: Path) -> list[Path]:
+    """The folders in a folder that are indexes, by name; those that begin with a point are in the making."""
+    try:
+        return sorted(p for p in folder.iterdir() if p.name[0] != "." and (p / DATABASE).is_file())
+    except OSError:
+        return []
+
+
 def refuse_no_index(folder: Path) -> None:
     """Raises `SparsightError` where a folder holds no index, or one that another program is changing."""
     refuse_unreadable_path(folder)
     path = folder / DATABASE
     if not path.is_file():
+        if shards := shards_in(folder):
+            raise SparsightError(
+                f"{shown_path(folder)} is a folder of shards, and this is done to one index: name the one that it is "
+                f"for, as --index {shown_path(shards[0])}"
+            )
         what = "is not a file" if os.path.lexists(path) else "is missing"
         raise SparsightError(
             f"no index in {shown_path(folder)}: {shown_path(path)} {what}; build one with `sparsight index`"

@@ -1,5 +1,9 @@
 """The dense index: pictures by the inner product of their embedding with a query, over unit rows.
 
+A score is summed in double precision, in an order that depends on the row alone (`products`). So it has the same bits
+wherever the row stands, in the whole of an index or in one shard of it; a product of matrices, which is quicker, only
+chooses the rows that may be among the best.
+
 Flat, the default, is the vectors' own file, mapped and scanned in blocks. For any other description of FAISS's
 `index_factory` FAISS names candidates, which are scored exactly (`approximate.py`), and a file beside the database
 holds its index: a cache. FAISS loads a damaged file without a word, so behind its own bytes (which `faiss.read_index`
@@ -10,6 +14,7 @@ stale or damaged, it is built anew from the vectors; where rows were only added 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -24,7 +29,8 @@ from training.files import write_whole
 FLAT = "Flat"
 FILE = "dense.faiss"
 LAYOUT = 2  # of that file
-NOTHING = (np.zeros(0, np.float32), np.zeros(0, np.int64))
+NOTHING = (np.zeros(0), np.zeros(0, np.int64))
+ROWS = 1 << 10  # that are multiplied at a time: they stay in the processor's cache
 TRAILER = 8 + 8 + 32 + 32  # bytes of the tuning, rows, their key, a SHA-256
 
 
@@ -34,9 +40,38 @@ class DenseIndex(Protocol):
     def search(self, Q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k pictures with the largest q·x for each query of Q (q, d), best first.
 
-        Returns scores (q, k) float32 and image ids (q, k) int64; −inf and −1 where there are fewer.
+        Returns scores (q, k) float64 and image ids (q, k) int64; −inf and −1 where there are fewer.
         """
         ...
+
+
+Part = tuple[np.ndarray, np.ndarray]  # ids (b,), and their rows (b, d)
+
+
+def products(X: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """x·t (n,) float64 of each row of X (n, d), whatever the other rows."""
+    t = t.astype(np.float64)
+    parts = [(X[i : i + ROWS] * t).sum(1) for i in range(0, len(X), ROWS)]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def best_rows(parts: Iterable[Part], Q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows with the largest q·x for each query of Q (q, d), as a `DenseIndex` returns them; ties to the lower
+    id."""
+    Q = np.ascontiguousarray(Q, np.float32)
+    # Twice what a product in single precision can be off by, rows being of length one.
+    margins = 2.0**-23 * Q.shape[1] * np.linalg.norm(Q, axis=1)
+    best = [NOTHING for _ in Q]
+    for ids, rows in parts:
+        S = (rows @ Q.T).T  # (q, b)
+        for i, scores in enumerate(S):
+            held, of = best[i]
+            least = held[-1] if len(held) == k else -np.inf
+            if len(scores) > k:
+                least = max(least, np.partition(scores, len(scores) - k)[len(scores) - k] - margins[i])
+            near = np.flatnonzero(scores >= least - margins[i])
+            best[i] = _top(np.append(held, products(rows[near], Q[i])), np.append(of, ids[near]), k)
+    return _table(best, k)
 
 
 class FlatIndex:
@@ -47,17 +82,15 @@ class FlatIndex:
         self._vectors, self._ids = vectors, ids
 
     def search(self, Q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        Q = np.ascontiguousarray(Q, np.float32)
-        best: list[tuple[np.ndarray, np.ndarray]] = [NOTHING for _ in Q]
-        for start, rows in self._vectors.scan():
-            S = (rows @ Q.T).T  # (q, b)
-            ids = np.arange(start, start + len(rows)) if self._ids is None else self._ids[start : start + len(rows)]
-            for i, scores in enumerate(S):
-                held, of = best[i]
-                least = held[-1] if len(held) == k else -np.inf
-                better = np.flatnonzero((scores > least) & (ids >= 0)) if len(held) == k else np.flatnonzero(ids >= 0)
-                best[i] = _top(np.append(held, scores[better]), np.append(of, ids[better]), k)
-        return _table(best, k)
+        return best_rows(map(self._alive, self._vectors.scan()), Q, k)
+
+    def _alive(self, part: tuple[int, np.ndarray]) -> Part:
+        start, rows = part
+        if self._ids is None:
+            return np.arange(start, start + len(rows)), rows
+        ids = self._ids[start : start + len(rows)]
+        alive = ids >= 0
+        return (ids, rows) if alive.all() else (ids[alive], rows[alive])
 
 
 class FaissIndex:
@@ -93,7 +126,8 @@ class FaissIndex:
             found = self.held.candidates(q[None], setting)[0]
             rows = np.sort(found)
             ids = rows if self._ids is None else self._ids[rows]
-            best = _top((self._vectors.take(rows) @ q)[ids >= 0], ids[ids >= 0], k)
+            rows, ids = rows[ids >= 0], ids[ids >= 0]
+            best = _top(products(self._vectors.take(rows), q), ids, k)
             late = found[setting.candidates // 2 :]
             share = np.isin(best[1], late if self._ids is None else self._ids[late]).mean()
             is_coded = setting.candidates >= 2 * setting.k and not self.held.is_graph
@@ -112,7 +146,7 @@ def _top(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
 
 
 def _table(best: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    scores, ids = np.full((len(best), k), -np.inf, np.float32), np.full((len(best), k), -1, np.int64)
+    scores, ids = np.full((len(best), k), -np.inf), np.full((len(best), k), -1, np.int64)
     for i, (s, found) in enumerate(best):
         scores[i, : len(s)], ids[i, : len(s)] = s, found
     return scores, ids

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -129,7 +130,7 @@ def index_familiarity(store: Store, encoder_source: str | None = None) -> Famili
             found, n = _read(data[:-32], key)
             if found.of == OF_ENCODER or 1 / GROWN <= len(store) / n <= GROWN:
                 return found
-    made = _measured_for(store, encoder_source or store.meta.encoder_source)
+    made = familiarity_of([store], encoder_source or store.meta.encoder_source)
     if made is not None:
         body = _written(made, key, len(store))
         with suppress(OSError):  # then it is measured anew next time, and the answers are the same
@@ -146,22 +147,36 @@ def shares_of_all(store: Store, known: Familiarity) -> np.ndarray:
     return shares
 
 
-def _measured_for(store: Store, source: str) -> Familiarity | None:
+def familiarity_of(stores: Sequence[Store], source: str) -> Familiarity | None:
+    """What the pictures of some shards, and others, are judged by: that of the index which they are together.
+
+    An id is that of the shard plus all that the shards before it have given. source: where the encoder lies.
+    """
+    meta = stores[0].meta
     with suppress(SparsightError, OSError):  # where there are none, the index's own pictures are known
         X = embeddings_beside(source).X
-        if fingerprint_of(source) == store.meta.encoder_fingerprint and (found := measured(X)):
+        if fingerprint_of(source) == meta.encoder_fingerprint and (found := measured(X)):
             return found
-    if not store.meta.keeps_vectors:
+    if not meta.keeps_vectors:
         return None
-    tested = store.columns("SELECT image_id FROM images WHERE lower(split) = 'test' ORDER BY image_id")["image_id"]
-    places = np.searchsorted(store.image_ids, tested) if len(tested) >= FEWEST else np.arange(len(store))
-    places = places[np.linspace(0, len(places) - 1, min(len(places), MOST)).astype(int)]
-    return measured(store.embeddings(places), store.image_ids[places], OF_INDEX)
+    sql = "SELECT image_id FROM images WHERE lower(split) = 'test' ORDER BY image_id"
+    tested = [np.searchsorted(store.image_ids, store.columns(sql)["image_id"]) for store in stores]
+    if sum(map(len, tested)) < FEWEST:
+        tested = [np.arange(len(store)) for store in stores]
+    count, start, base = sum(map(len, tested)), 0, 0
+    chosen = np.linspace(0, count - 1, min(count, MOST)).astype(int)
+    rows, ids = [], []
+    for store, places in zip(stores, tested, strict=True):
+        mine = places[chosen[(chosen >= start) & (chosen < start + len(places))] - start]
+        rows.append(store.embeddings(mine))
+        ids.append(store.image_ids[mine] + base)
+        start, base = start + len(places), base + store.meta.next_id
+    return measured(np.concatenate(rows), np.concatenate(ids), OF_INDEX)
 
 
 def _key(store: Store) -> str:
     """What it depends on, the pictures apart."""
-    return f"1 {store.meta.encoder_fingerprint} {store.d}"
+    return f"2 {store.meta.encoder_fingerprint} {store.d}"
 
 
 def _written(known: Familiarity, key: str, n: int) -> bytes:
@@ -169,7 +184,9 @@ def _written(known: Familiarity, key: str, n: int) -> bytes:
 
     arrays = {f"{name}{i}": getattr(half, name) for i, half in enumerate(known.halves) for name in ("P", "C", "far")}
     held = json.dumps({"key": key, "n": n, "of": known.of})
-    return save({**arrays, "ids": known.ids, "held": np.frombuffer(held.encode(), np.uint8)})
+    arrays |= {"ids": known.ids, "held": np.frombuffer(held.encode(), np.uint8)}
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # of a view it saves other numbers
+    return save(whole)
 
 
 def _read(body: bytes, key: str) -> tuple[Familiarity, int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from indexer.store.database import refuse_unreadable_path
+from indexer.store.database import DATABASE, refuse_unreadable_path, shards_in
 from indexer.store.writer import DATA_FILES, current_meta, unused_files
 from training.errors import SparsightError
 from training.files import write_whole
@@ -31,9 +31,14 @@ PARTS = (".*.part", ".*.part.*", ".pending/.*.part")
 def writing(folder: Path, command: str) -> Iterator[None]:
     """Holds the lock of an index folder, which is made where it is missing; clears what a dead writer left.
 
-    Raises `SparsightError` where another process holds it (which, and since when), or the folder cannot be written.
+    Raises `SparsightError` where another process holds it (which, and since when), where the folder cannot be written,
+    or is one of shards.
     """
     refuse_unreadable_path(folder)
+    if command != "split" and not (folder / DATABASE).is_file() and shards_in(folder):
+        raise SparsightError(  # an index there would hide them
+            f"{folder} is a folder of shards: name a new folder in it for one more, as --index {folder / 'NAME'}"
+        )
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -204,6 +204,18 @@ class Postings:
         order = np.lexsort((tiers, found))
         return found[order], self.concept[tiers][order], (codes.astype(np.float32) * self.step[tiers])[order]
 
+    def between(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(id, concept, weight) of every posting of the pictures low … high − 1, tier by tier."""
+        tier = np.repeat(np.arange(len(self.concept)), np.diff(self.start))
+        blocks = np.flatnonzero((self.last >= low) & (self.first < high))
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))]
+        for some in np.split(blocks, range(CHUNK // BLOCK, len(blocks), CHUNK // BLOCK)):
+            ids, codes = self.unpack(some)
+            keep, of = (ids >= low) & (ids < high), np.repeat(tier[some], self.count[some])
+            found.append((ids[keep], self.concept[of][keep], (codes.astype(np.float32) * self.step[of])[keep]))
+        ids, concepts, weights = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        return ids, concepts, weights
+
     def _blocks(self, tiers: np.ndarray) -> np.ndarray:
         counts = np.diff(self.start)[tiers]
         return np.repeat(self.start[tiers] - _starts(counts)[:-1], counts) + np.arange(counts.sum())

@@ -96,7 +96,9 @@ def read_coded(store: Store, quantiser: Quantiser, ids: np.ndarray | None = None
 
     Raises `SparsightError` for damaged ones.
     """
-    held = store.columns("SELECT image_id, scale, code FROM residuals ORDER BY image_id")
+    span = (0, store.meta.next_id) if ids is None or not len(ids) else (int(ids[0]), int(ids[-1]))
+    sql = "SELECT image_id, scale, code FROM residuals WHERE image_id BETWEEN ? AND ? ORDER BY image_id"
+    held = store.columns(sql, span)
     if ids is not None:
         held = {name: column[np.isin(held["image_id"], ids)] for name, column in held.items()}
     wanted = store.image_ids if ids is None else ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import fastapi
@@ -172,7 +172,13 @@ def doctor(here: Here) -> list[m.FindingModel]:
     if not here.examining.acquire(blocking=False):
         raise CallError("the index is being examined: wait for that answer")
     try:
-        return [m.FindingModel(**asdict(finding)) for finding in examine(here.holder.opening.folder)]
+        folders = here.holder.folders
+        found = [(f"{folder.name}: " if len(folders) > 1 else "", examine(folder)) for folder in folders]
+        return [
+            m.FindingModel(**asdict(replace(finding, message=shard + finding.message)))
+            for shard, findings in found
+            for finding in findings
+        ]
     finally:
         here.examining.release()
 

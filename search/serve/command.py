@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from training.commands import Command, FilePath, device_option, index_option
+from training.commands import Command, FilePath, device_option, shards_option
 from training.errors import CallError, SparsightError
 from training.signals import handle
 
@@ -26,7 +26,7 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{8,}")
 
 
 @click.command(cls=Command)
-@index_option
+@shards_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="Port to listen at; 0: a free one."
@@ -48,7 +48,7 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{8,}")
 @click.option("--encoder", help="Encoder: folder or hub name.  [default: the index's own]")
 @device_option
 def serve(
-    index_dir: Path,
+    index_dirs: tuple[Path, ...],
     host: str,
     port: int,
     opens: bool,
@@ -68,7 +68,7 @@ def serve(
     from search.serve.asking import Serving
     from search.serve.holder import Holder, Opening
 
-    holder = Holder(Opening(index_dir, encoder, device))
+    holder = Holder(Opening(index_dirs, encoder, device))
     try:
         with _listening(host, port) as listener:
             door = Door(host, listener.getsockname()[1], token)

@@ -11,23 +11,26 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from search.index import Index
-from search.query import Query, Term
+from search.query import Query, Term, several
+from search.shards import shard_folders
 from training.errors import SparsightError
+from training.files import full_path
 
 TEXT = Query((Term("text", "picture"),), k=1)
 PAUSE = 2.0  # seconds: importing torch takes so many of a processor that the first page would wait for it
 
 
 class Opening(NamedTuple):
-    """What to open: the folder of the index, its encoder where that lies elsewhere now, where torch computes."""
+    """What to open: the folder of the index, or those of its shards, its encoder where that lies elsewhere now, where
+    torch computes."""
 
-    folder: Path
+    folders: Path | Sequence[Path]
     encoder: str | None = None
     device: str = "auto"
 
@@ -42,6 +45,11 @@ class Holder:
         self._index = self._open()
         self.version = self._index.engine.version
         self.trouble = ""  # why a newer generation could not be opened
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the index, one a shard."""
+        return shard_folders([full_path(folder) for folder in several(self.opening.folders)])
 
     @contextmanager
     def index(self) -> Iterator[Index]:
@@ -81,7 +89,7 @@ class Holder:
                 index.encoder  # noqa: B018
 
     def _open(self) -> Index:
-        return Index(self.opening.folder, encoder=self.opening.encoder, device=self.opening.device)
+        return Index(self.opening.folders, encoder=self.opening.encoder, device=self.opening.device)
 
     def _renew(self) -> None:
         if self._index.engine.is_current():
