@@ -301,4 +301,3 @@ def index_meta(
         residual=config.residual,
         keeps_vectors=config.vectors,
     )
-

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from indexer.config import NEAR_SYNONYMS, READABLE, SAME, CoderConfig, IndexConfig
+from indexer.ray import RayOptions, ray_options
 from training.commands import Command, FilePath, Group, data_option, device_option, index_option, json_option
 from training.errors import CallError, SparsightError
 from training.files import shown_path
@@ -104,6 +105,7 @@ exclude_option = click.option(
     help="The share of the best hits that another --dense index than Flat is to find.",
 )
 @click.option("--bundled", is_flag=True, help="Index the bundled embeddings of the 10,000 test pictures.")
+@ray_options
 @device_option
 def index(
     path: Path | None,
@@ -124,6 +126,7 @@ def index(
     exclude: tuple[str, ...],
     recall: float,
     bundled: bool,
+    on_ray: RayOptions | None,
     device: str,
 ) -> None:
     """Encodes the pictures below the folder PATH (without it: CIFAR-10) and builds both indexes.
@@ -136,7 +139,7 @@ def index(
     _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
     if no_vectors and dense != IndexConfig.dense:
         raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
-    from indexer.build import index_bundled, index_folder, index_pictures
+    from indexer.build import index_bundled, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns, max_pixels
     from training.device import pick_device
@@ -154,13 +157,26 @@ def index(
     tell(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}")
     concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
-        return _print_built(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
+        built = _build_path(index_dir, path, loaded, config, on_ray, labels=labels is not None)
+        return _print_built(index_dir, built)
     pictures = None if bundled else _cifar10(data_dir, loaded)
     if pictures is None:
         built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
         built = index_pictures(index_dir, pictures, loaded, config)
     _print_built(index_dir, built)
+
+
+def _build_path(
+    index_dir: Path, path: Path, encoder: Encoder, config: IndexConfig, on_ray: RayOptions | None, *, labels: bool
+) -> Built:
+    if on_ray is not None:
+        from indexer.ray.run import index_on_ray
+
+        return index_on_ray(index_dir, path, encoder, config, on_ray, labels=labels)
+    from indexer.build import index_folder
+
+    return index_folder(index_dir, path, encoder, config, labels=labels)
 
 
 def _cifar10(data_dir: Path, encoder: Encoder) -> Cifar10 | None:

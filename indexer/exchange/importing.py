@@ -50,6 +50,15 @@ def import_index(folder: Path, source: Path) -> IndexMeta:
             return write_store(folder, contents)  # reads the large tables, part by part
 
 
+def take_over(folder: Path, source: Path) -> IndexMeta:
+    """Makes an export the index of a folder, whatever that held. The caller holds the folder's lock. Raises
+    `SparsightError` as `import_index` does."""
+    with loaded(source) as held:
+        with reading(source):
+            contents = _contents(held)
+        return write_store(folder, contents)
+
+
 def _refuse_an_index(folder: Path) -> None:
     if os.path.lexists(folder / DATABASE):
         raise SparsightError(f"{folder} holds an index already: name another --index")
