@@ -171,11 +171,20 @@ def _tar_slices(kind: str, file: Path, name: str, column: str, size: int) -> Ite
                 label = _label(data.read() if data else b"", ending)
                 if label and (ending == "cls" or group not in labels):
                     labels[group] = label
+        _refuse_cut(file, tar.offset)
         stamp = _stamp([file])
     for start in range(0, len(pictures), size):
         groups, names, places = zip(*pictures[start : start + size], strict=True)
         paths = tuple(path_text(f"{name}/{member}") for member in names)
         yield Slice(kind, paths, stamp, str(file), 0, places, tuple(labels.get(group) for group in groups))
+
+
+def _refuse_cut(file: Path, end: int) -> None:
+    """Raises ValueError where no empty block marks the end of a tar: `tarfile` takes one that was cut for whole."""
+    with file.open("rb") as f:
+        f.seek(end)
+        if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError("it has no end, as if it was cut")
 
 
 def _label(data: bytes, ending: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from training.errors import SparsightError
 
 MOST = 5
+STAGES = ("read", "encode", "code")
 
 
 def begin(made: Path, stage: str, told: str) -> None:
@@ -27,8 +28,8 @@ def begin(made: Path, stage: str, told: str) -> None:
 
 def ended(made: Path) -> None:
     """Notes that the work is done."""
-    for path in made.parent.glob(f".{made.name}.*.tries"):
-        path.unlink(missing_ok=True)
+    for stage in STAGES:
+        _note(made, stage).unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:
