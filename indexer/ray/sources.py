@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from indexer.build import Source, folder_source, pictures_below
 from indexer.config import IndexConfig
 from indexer.pictures import Skipped
+from indexer.pictures.folders import stamp
 from indexer.pictures.passed import suffixes
 from indexer.ray.tables import ARROW, PARQUET, groups_of, picture_column
 from training.errors import CallError, SparsightError
@@ -128,12 +130,12 @@ def _name_below(file: Path, root: Path) -> str:
 
 
 def _stamp(paths: Iterable[str | Path]) -> str:
-    """What tells whether files are those that they were: their sizes and times of change."""
+    """What tells whether files are those that they were: their sizes and times of change. Of a file so new that a later
+    change may leave its time as it is, the moment; it is read anew the next time."""
     seen = []
-    for path in paths:
+    for path in map(str, paths):
         try:
-            status = os.stat(path)
-            seen.append(f"{status.st_size} {status.st_mtime_ns}")
+            seen.append(f"{os.stat(path).st_size} {stamp(path) or time.time_ns()}")
         except OSError:
             seen.append("none")
     return digest(s.encode() for s in seen)[:16]

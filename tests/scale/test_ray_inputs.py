@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import coloured_pictures
 from PIL import Image
-
-pa = pytest.importorskip("pyarrow", reason="needs the extra `ray`")
-pytest.importorskip("ray.data", reason="needs the extra `ray`")
-
-import pyarrow.parquet as pq
 
 from indexer.config import IndexConfig
 from indexer.pictures import Picture, Skipped
@@ -25,7 +24,9 @@ from indexer.ray.stages import Named, Read
 from training.encoders import open_encoder
 from training.errors import CallError, SparsightError
 
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
 N, SIZE = 23, 5
+OLD = 1_700_000_000  # a time of change long enough ago that a file is known by it
 LABELS = ["red", "green", "dark blue"]
 
 
@@ -43,6 +44,7 @@ def write_folder(root: Path) -> None:
     root.mkdir()
     for i, data in enumerate(PNGS):
         (root / f"{i:03d}.png").write_bytes(data)
+        os.utime(root / f"{i:03d}.png", (OLD, OLD))
 
 
 def write_tar(path: Path, rows: range) -> None:
@@ -76,7 +78,10 @@ def packed(kind: str, root: Path) -> Path:
             write_tar(root / f"{number:05d}.tar", rows)
         elif kind == "arrow":
             table = table_of(rows, struct=True, names=True)
-            with pa.OSFile(str(root / f"data-{number:05d}.arrow"), "wb") as f, pa.ipc.new_stream(f, table.schema) as out:
+            with (
+                pa.OSFile(str(root / f"data-{number:05d}.arrow"), "wb") as f,
+                pa.ipc.new_stream(f, table.schema) as out,
+            ):
                 out.write_table(table, max_chunksize=6)
             (root / "state.json").write_text("{}")
         elif kind == "one parquet file":
@@ -173,9 +178,9 @@ def test_the_column_of_pictures_is_found_or_asked_for(tmp_path):
     with pytest.raises(CallError, match="has columns a, b: name one with --column"):
         inputs_of(tmp_path)
     assert inputs_of(tmp_path, column="b").slices[0].column == "b"
-    with pytest.raises(CallError, match="--column c: .* has a, b, n"):
+    with pytest.raises(CallError, match=r"--column c: .* has a, b, n"):
         inputs_of(tmp_path, column="c")
-    with pytest.raises(CallError, match="--column n: .* holds int64 there"):
+    with pytest.raises(CallError, match=r"--column n: .* holds int64 there"):
         inputs_of(tmp_path, column="n")
     pq.write_table(pa.table({"n": [1]}), tmp_path / "two.parquet")
     with pytest.raises(CallError, match="has no column of pictures among n"):
