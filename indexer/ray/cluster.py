@@ -31,6 +31,11 @@ class Machines(NamedTuple):
     cpus: int
     gpus: int
 
+    @property
+    def device(self) -> str:
+        """Where torch computes in the workers that have a GPU, where there are any."""
+        return "cuda" if self.gpus else "cpu"
+
 
 class Stage(NamedTuple):
     """A callable class, its arguments, and whether its workers have a GPU each. A call takes what a worker of the stage
@@ -59,9 +64,9 @@ def need_ray() -> None:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[Machines]:
+def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
     """Joins the cluster at an address, or starts one on this machine, which ends with the block; one that this process
-    has joined already is used, and stays."""
+    has joined already is used, and stays. gpus: whether to use its GPUs."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     need_ray()
@@ -93,7 +98,7 @@ def cluster(address: str) -> Iterator[Machines]:
         context.print_on_execution_start = False
         context.max_consecutive_actor_init_deaths = BIRTHS
         held = ray.cluster_resources()
-        yield Machines(max(1, int(held.get("CPU", 1))), int(held.get("GPU", 0)))
+        yield Machines(max(1, int(held.get("CPU", 1))), int(held.get("GPU", 0)) if gpus else 0)
     finally:
         if mine:
             ray.shutdown()
@@ -146,8 +151,10 @@ def run_stages(
                 told: Done = pickle.loads(row["item"])
                 step(told.pictures)
                 yield told
-        except ray.exceptions.RayError as e:
-            raise _fault(e) from e
+        except Exception as e:
+            if type(e).__module__.partition(".")[0] == "ray" or isinstance(e, ray.exceptions.RayError):
+                raise _fault(e) from e
+            raise
 
 
 class Worker:
@@ -162,8 +169,11 @@ class Worker:
             try:
                 for made in [given] if isinstance(given, Done) else self._do(given):
                     yield {"item": [pickle.dumps(made)]}
-            except (SparsightError, OSError) as e:
+            except SparsightError as e:
                 yield {"item": [pickle.dumps(Done(0, str(e)))]}
+            except OSError as e:
+                what = f"{e.strerror or e}: {e.filename}" if e.filename else str(e)
+                yield {"item": [pickle.dumps(Done(0, what))]}
 
 
 def _fault(e: BaseException) -> SparsightError:

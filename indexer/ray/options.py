@@ -17,11 +17,13 @@ from training.errors import CallError
 @dataclass(frozen=True)
 class RayOptions:
     """address: of a cluster; a local one is started without. shards: the folder in which they are kept; without it they
-    are in the index's folder, and go when it is whole. column: of the pictures in tables, where there is a choice."""
+    are in the index's folder, and go when it is whole. column: of the pictures in tables, where there is a choice.
+    gpus: whether the cluster's are used, if it has any."""
 
     address: str = ""
     shards: Path | None = None
     column: str = ""
+    gpus: bool = True
 
 
 def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,6 +55,6 @@ def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(on_ray=None, **rest)
         if rest.get("path") is None:
             raise CallError("--engine ray needs a PATH: a folder of pictures, or of shards")
-        return command(on_ray=RayOptions(address or "", shards, column or ""), **rest)
+        return command(on_ray=RayOptions(address or "", shards, column or "", gpus=rest.get("device") != "cpu"), **rest)
 
     return with_options

@@ -54,7 +54,7 @@ def index_on_ray(
     shards = full_path(options.shards or folder / FOLDER)
     with writing(folder, "index"):
         _prepare(shards)
-        with cluster(options.address) as machines:
+        with cluster(options.address, gpus=options.gpus) as machines:
             encoded = _encode(shards, inputs, encoder, machines)
             added, skipped = taken_of(encoded.read, inputs.left, root)
             space = _code(shards, inputs, encoded, added, skipped, encoder, config, machines)
@@ -84,15 +84,14 @@ def _prepare(shards: Path) -> None:
 def _encode(shards: Path, inputs: Inputs, encoder: Encoder, machines: Machines) -> Encoded:
     """Encodes the slices that are not encoded yet."""
     slices = [Named(part, encoded_path(shards, part, encoder)) for part in inputs.slices]
-    gpu = machines.gpus > 0 and encoder.device.type != "cpu"
     opened = (encoder.source, encoder.fingerprint)
-    stages = [Stage(Read, opened), Stage(Encode, (*opened, "cuda" if gpu else "cpu"), gpu)]
+    stages = [Stage(Read, opened), Stage(Encode, (*opened, machines.device), machines.gpus > 0)]
 
     def is_made(named: Named) -> bool:
-        return read_encoded(named.path) is not None
+        return named.path.exists()  # they appear whole, and are read with their checksums afterwards
 
     for named in slices:
-        if named.path.exists() and not is_made(named):
+        if is_made(named) and read_encoded(named.path) is None:
             _tell(f"the shard {shown_path(named.path)} is damaged: it is made anew")
             named.path.unlink()
 
@@ -159,8 +158,7 @@ def _code(
     source = replace(inputs.source, classes=classes_of(labels))
     settled, space = settle(X, encoder, config, source)
     shared = shared_contents(settled, _quantiser(X, settled), skipped)
-    gpu = machines.gpus > 0 and encoder.device.type != "cpu"
-    maker = ShardMaker(shards, shared, "cuda" if gpu else "cpu")
+    maker = ShardMaker(shards, shared, machines.device)
     parts = [
         Shard(
             number,
@@ -178,7 +176,7 @@ def _code(
         return held is not None and held.key == maker.key_of(part)
 
     # All go through the stage once, since a worker is to compare what is finished with its checksums.
-    stage = Stage(Code, (maker,), gpu)
+    stage = Stage(Code, (maker,), machines.gpus > 0)
     seen: set[int] = set()
 
     def is_seen(part: Shard) -> bool:

@@ -195,19 +195,3 @@ def test_a_slice_is_named_by_its_content(tmp_path):
     (tmp_path / "folder" / "007.png").write_bytes(PNGS[0] + b"longer")
     after = [part.key("encoder") for part in inputs_of(tmp_path / "folder").slices]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True, True]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--address", "auto"], "--address needs --engine ray"),
-        (["--column", "x"], "--column needs --engine ray"),
-        (["--shards", "x"], "--shards needs --engine ray"),
-    ],
-)
-def test_options_of_ray_need_it(run, tmp_path, arguments, message):
-    assert message in run("index", tmp_path, *arguments, "--index", tmp_path / "index", code=2).stderr
-
-
-def test_a_build_on_ray_needs_a_path(run, tmp_path):
-    assert "--engine ray needs a PATH" in run("index", "--engine", "ray", "--index", tmp_path / "i", code=2).stderr
