@@ -7,21 +7,23 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 from training.errors import CallError, SparsightError
 from training.terminal import progress
 
 STORE_BYTES = 500 << 20  # of Ray's object store on this machine: batches of prepared pictures pass through it
 BIRTHS = 5  # in a row in which a worker may die before it has begun
-QUIET = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in future
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "RAY_worker_niceness": "0",  # workers are as nice as the program, not nicer
 }
 
 
@@ -67,7 +69,7 @@ def need_ray() -> None:
 def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
     """Joins the cluster at an address, or starts one on this machine, which ends with the block; one that this process
     has joined already is used, and stays. gpus: whether to use its GPUs."""
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     need_ray()
     import ray
@@ -75,6 +77,7 @@ def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
 
     mine = not ray.is_initialized()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    out, sys.stdout = sys.stdout, cast(TextIO, _WithoutRay(sys.stdout))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if mine and address:
@@ -102,6 +105,21 @@ def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
     finally:
         if mine:
             ray.shutdown()
+        sys.stdout = out
+
+
+class _WithoutRay:
+    """A stream on which all may write but Ray's threads: they tell on stdout of each worker that died."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        from_ray = threading.current_thread().name.startswith("ray_")
+        return len(text) if from_ray else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

@@ -83,7 +83,8 @@ def find_inputs(root: Path, config: IndexConfig, options: RayOptions, size: int,
     Raises `SparsightError` where there are none, or where a shard cannot be read, which it names; `CallError` for
     options that do not go with what PATH holds.
     """
-    kind, files = _kind_of(Path(os.path.realpath(root)))
+    top = Path(os.path.realpath(root))
+    kind, files = _kind_of(top)
     if kind == FILES:
         if options.column:
             raise CallError(f"--column is for Parquet files and data sets, and {path_text(root)} holds picture files")
@@ -95,14 +96,10 @@ def find_inputs(root: Path, config: IndexConfig, options: RayOptions, size: int,
     if kind == TAR and options.column:
         raise CallError(f"--column is for Parquet files and data sets, and {path_text(root)} holds {TAR}")
     cut = _tar_slices if kind == TAR else _table_slices
-    slices = [
-        part
-        for file in files
-        for part in cut(kind, file, _name_below(file, Path(os.path.realpath(root))), options.column, size)
-    ]
+    slices = [part for file in files for part in cut(kind, file, _name_below(file, top), options.column, size)]
     if not slices:
         raise SparsightError(f"no pictures in {path_text(root)}: its {kind} hold none")
-    name = path_text(os.path.realpath(root)).rstrip(os.sep).rsplit(os.sep, 1)[-1]
+    name = path_text(top.name) or path_text(top)
     return Inputs(slices, [], Source(dataset=name, classes=()), f"{len(files):,} {kind}")
 
 

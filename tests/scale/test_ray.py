@@ -142,7 +142,7 @@ def workers() -> list[int]:
     return found
 
 
-def test_workers_that_are_killed_are_replaced(machines, encoder, few, expected, tmp_path):
+def test_workers_that_are_killed_are_replaced(machines, encoder, few, expected, tmp_path, capfd):
     """Each that runs once the first slices are encoded: nothing is missing then, and nothing there twice."""
     shards, killed = tmp_path / "shards", []
 
@@ -161,6 +161,9 @@ def test_workers_that_are_killed_are_replaced(machines, encoder, few, expected, 
     )
     killer.join()
     assert len(killed) >= 2
+    shown = capfd.readouterr()
+    assert shown.out == ""  # Ray tells there of each
+    assert "ray" not in shown.err.replace(str(tmp_path), "").casefold()
     assert len(list(shards.glob("encoded/*.batch"))) == -(-(FEW + 2) // 10)
     assert_same(tmp_path / "index", expected)
 
