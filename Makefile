@@ -14,7 +14,7 @@ export SPARSIGHT_DATA
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=500000000
 
 .DEFAULT_GOAL := help
-.PHONY: help install index serve test test-page soak train eval bench results lint fix clean
+.PHONY: help install index serve test test-page test-scale soak train eval bench results lint fix clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -26,6 +26,10 @@ $(INSTALLED): pyproject.toml
 
 $(VENV)/.train $(VENV)/.bench: $(VENV)/.%: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.scale: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray,milvus]'
 	@touch $@
 
 install: $(INSTALLED) ## create .venv and install sparsight in it
@@ -42,6 +46,9 @@ test: $(INSTALLED) ## run the tests, a process for each core up to four
 test-page: $(INSTALLED) ## test the page in a browser; installs Debian's chromium where it is missing and may be
 	command -v chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
 	$(BIN)/python -m pytest -rs tests/test_page.py tests/test_serve.py tests/test_serve_command.py tests/test_serve_fuzz.py
+
+test-scale: $(VENV)/.scale ## test what needs more than one process: the build on Ray
+	$(BIN)/python -m pytest -rs tests/scale
 
 soak: $(INSTALLED) ## test at length that the store can be trusted: every kill, fault and reader; prints the figures
 	SPARSIGHT_SOAK=1 $(BIN)/python -m pytest -rP --show-capture=stdout \

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from indexer.coding import NOUNS, Dictionary, choose_l1, encode_sparse, make_dictionary, meaningful, merge_same
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, encode_files, encode_pixels
-from indexer.pictures import Excluded, find_pictures, folder_labels, formats, summarised
+from indexer.pictures import Excluded, Skipped, find_pictures, folder_labels, formats, summarised
 from indexer.plan import plan_addition
 from indexer.residual import make_residuals, read_description
 from indexer.store import Classes, Contents, Described, IndexMeta, Journal, Pictures, Skip, Store, write_store, writing
@@ -25,7 +25,7 @@ from indexer.store.familiarity import index_familiarity
 from training.data.cifar10 import CLASSES
 from training.data.cifar10 import Pictures as Cifar10
 from training.encoders import Encoder, Means, SplitEmbeddings, centre, mean_of
-from training.encoders.centring import CentredEncoder
+from training.encoders.centring import CentredEncoder, CentredRows, Rows
 from training.errors import SparsightError
 from training.files import path_text
 from training.terminal import printable, progress
@@ -43,6 +43,21 @@ class Source:
     labels: str = ""
     exclude: tuple[str, ...] = ()
     classes: Sequence[str] = CLASSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What holds for every picture of an index, whatever its code: it follows from all pictures, or a sample of them,
+    before the first is coded.
+
+    meta: but for its counts and files · dictionary: D (m, d) · classes: those that its pictures are told apart by ·
+    means: what is subtracted from the embeddings of each modality, if anything.
+    """
+
+    meta: IndexMeta
+    dictionary: Dictionary
+    classes: Classes
+    means: Means | None
 
 
 @dataclass(frozen=True)
@@ -104,8 +119,24 @@ def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig
     the content of a picture before it, is skipped, with its reason. Raises `SparsightError` where there is no picture
     to index, or no label where they are asked for.
     """
-    top = path_text(os.path.realpath(root))
-    excluded = Excluded(top, config.exclude)
+    found, left = pictures_below(root, config, labels=labels)
+    refuse_unfit(config, encoder, len(found))
+    with writing(folder, "index"):
+        journal = Journal(folder, encoder)
+        read = encode_files(found, encoder, journal, config.batch_size)
+        added, skipped = taken_of(read, left, root)
+        source = folder_source(root, config, labels=labels)
+        described = describe_files(added, read, journal, source.root if labels else None)
+        source = replace(source, classes=classes_of(described.labels))
+        X = journal.vectors([read.seen[path].content_hash for path in added])
+        built = write_index(folder, X, described, encoder, config, source, skipped)
+        journal.clear()
+    return built
+
+
+def pictures_below(root: Path, config: IndexConfig, *, labels: bool) -> tuple[list[str], list[Skipped]]:
+    """The picture files below a folder, and what is passed over. Raises `SparsightError` as `index_folder` does."""
+    excluded = Excluded(path_text(os.path.realpath(root)), config.exclude)
     found, left = find_pictures(root, excluded)
     for pattern in excluded.idle(left):
         print(f"note: --exclude {printable(pattern)} leaves nothing out", file=sys.stderr)
@@ -115,30 +146,41 @@ def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig
         raise SparsightError(f"no pictures in {path_text(root)}: none of its files is named as {names}{why}")
     if labels and not any(folder_labels(found, root)[1]):
         raise SparsightError(f"no class folders in {path_text(root)}: with --labels folders, pictures lie in one each")
-    refuse_unfit(config, encoder, len(found))
-    with writing(folder, "index"):
-        journal = Journal(folder, encoder)
-        read = encode_files(found, encoder, journal, config.batch_size)
-        if not read.seen:
-            first = min(read.skipped)
-            raise SparsightError(
-                f"none of the {len(found)} picture files in {path_text(root)} can be read; {first.path}: {first.reason}"
-            )
-        files = plan_addition({}, {path: s.content_hash for path, s in read.seen.items()})
-        skipped = [Skip(path_text(s.path), s.reason) for s in left] + read.skipped
-        skipped += [Skip(path, f"it is a duplicate of {of}") for path, of in files.duplicates]
-        described = describe_files([path for path, _ in files.added], read, journal, top if labels else None)
-        source = Source(
-            dataset=Path(top).name or top,
-            root=top,
-            labels="folders" if labels else "",
-            exclude=config.exclude,
-            classes=sorted({label for label in described.labels if label is not None}),
+    return found, left
+
+
+def taken_of(read: FilesRead, left: Sequence[Skipped], root: Path) -> tuple[list[str], list[Skip]]:
+    """Of the pictures that were read, the paths that an index takes: each content once; and all that it does not take.
+
+    Raises `SparsightError` where none could be read.
+    """
+    if not read.seen:
+        first = min(read.skipped)
+        raise SparsightError(
+            f"none of the {len(read.skipped)} picture files in {path_text(root)} can be read; "
+            f"{first.path}: {first.reason}"
         )
-        X = journal.vectors([h for _, h in files.added])
-        built = write_index(folder, X, described, encoder, config, source, sorted(skipped))
-        journal.clear()
-    return built
+    files = plan_addition({}, {path: s.content_hash for path, s in read.seen.items()})
+    skipped = [Skip(path_text(s.path), s.reason) for s in left] + read.skipped
+    skipped += [Skip(path, f"it is a duplicate of {of}") for path, of in files.duplicates]
+    return [path for path, _ in files.added], sorted(skipped)
+
+
+def folder_source(root: Path, config: IndexConfig, *, labels: bool) -> Source:
+    """A folder as where pictures come from, its classes not yet known."""
+    top = path_text(os.path.realpath(root))
+    return Source(
+        dataset=Path(top).name or top,
+        root=top,
+        labels="folders" if labels else "",
+        exclude=config.exclude,
+        classes=(),
+    )
+
+
+def classes_of(labels: Iterable[str | None]) -> list[str]:
+    """The names that pictures with these labels are told apart by."""
+    return sorted({label for label in labels if label is not None})
 
 
 def describe_files(paths: Sequence[str], read: FilesRead, journal: Journal, labelled: str | None) -> Described:
@@ -167,6 +209,31 @@ def write_index(
     skipped: Sequence[Skip] = (),
 ) -> Built:
     """Codes X (n, d) and writes both indexes; the earlier index stands until the new one is whole."""
+    settled, encoder = settle(X, encoder, config, source)
+    if settled.means is not None:
+        X = centre(X, settled.means.image)
+    D, meta = settled.dictionary.D, settled.meta
+    with progress("code", len(X)) as step:
+        codes = encode_sparse(X, D, meta.coder, device=encoder.device, progress=step)
+    quantiser, residuals = make_residuals(X, codes.W, D, meta.residual)
+    contents = Contents(
+        meta=meta,
+        pictures=Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described, residuals=residuals),
+        dictionary=settled.dictionary,
+        quantiser=quantiser,
+        classes=settled.classes,
+        means=settled.means,
+        skipped=skipped,
+    )
+    print("writing the index ...", file=sys.stderr)
+    meta = write_store(folder, contents)
+    complete(folder, encoder)
+    return Built(meta, skipped)
+
+
+def settle(X: Rows, encoder: Encoder, config: IndexConfig, source: Source) -> tuple[Settled, Encoder]:
+    """What holds for all pictures of an index with the embeddings X (n, d), and the encoder of its space, which is
+    centred where the encoder's own has a gap between pictures and texts. X is read by slices."""
     templates = tuple(config.templates or encoder.templates)
     dictionary = make_dictionary(config.dictionary, encoder, source.classes, templates)
     if dictionary.source == NOUNS:
@@ -174,33 +241,29 @@ def write_index(
         dictionary = meaningful(dictionary, encoder)
         if left_out := nouns - len(dictionary.names):
             print(f"left out {left_out} of {nouns} nouns: they mean nothing to the encoder", file=sys.stderr)
-    X, dictionary, encoder, means = centre_modalities(X, dictionary, encoder)
+    means = None
+    if encoder.has_modality_gap:
+        means = Means(image=mean_of(X), text=mean_of(dictionary.D))
+        dictionary = replace(dictionary, D=centre(dictionary.D, means.text))
+        encoder, X = CentredEncoder(encoder, means), CentredRows(X, means.image)
     dictionary = merge_same(dictionary, config.merge)
     config = fitted(config, X, dictionary.D)
-    with progress("code", len(X)) as step:
-        codes = encode_sparse(X, dictionary.D, config.coder, device=encoder.device, progress=step)
-    quantiser, residuals = make_residuals(X, codes.W, dictionary.D, config.residual)
     meta = index_meta(encoder, dictionary, source, config, templates)
-    contents = Contents(
-        meta=meta,
-        pictures=Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described, residuals=residuals),
-        dictionary=dictionary,
-        quantiser=quantiser,
-        classes=Classes(list(source.classes), encoder.encode_concepts(source.classes, templates)),
-        means=means,
-        skipped=skipped,
-    )
-    print("writing the index ...", file=sys.stderr)
-    meta = write_store(folder, contents)
+    classes = Classes(list(source.classes), encoder.encode_concepts(source.classes, templates))
+    return Settled(meta=meta, dictionary=dictionary, classes=classes, means=means), encoder
+
+
+def complete(folder: Path, encoder: Encoder) -> None:
+    """Makes what an index that was just written keeps beside its database: another dense index than the flat one, and
+    what its scores mean."""
     with Store(folder) as store:
-        if config.dense != FLAT:
-            open_dense(store)  # builds it, and keeps it beside the database
+        if store.meta.dense_factory != FLAT:
+            open_dense(store)
         index_best(store, encoder.encode_texts)
         index_familiarity(store)
-    return Built(meta, skipped)
 
 
-def fitted(config: IndexConfig, X: np.ndarray, D: np.ndarray) -> IndexConfig:
+def fitted(config: IndexConfig, X: Rows, D: np.ndarray) -> IndexConfig:
     """The settings with the penalty at which a sample of X has as many concepts a picture as are asked for.
 
     Of a small dictionary a picture is given a quarter at the most, or one: more would describe nothing.
@@ -238,15 +301,3 @@ def index_meta(
         residual=config.residual,
         keeps_vectors=config.vectors,
     )
-
-
-def centre_modalities(
-    X: np.ndarray, dictionary: Dictionary, encoder: Encoder
-) -> tuple[np.ndarray, Dictionary, Encoder, Means | None]:
-    """Centres X (n, d), the atoms and the encoder on their modality's mean, where the encoder's space has a gap between
-    pictures and texts."""
-    if not encoder.has_modality_gap:
-        return X, dictionary, encoder, None
-    means = Means(image=mean_of(X), text=mean_of(dictionary.D))
-    atoms = centre(dictionary.D, means.text)
-    return centre(X, means.image), replace(dictionary, D=atoms), CentredEncoder(encoder, means), means

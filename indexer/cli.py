@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from indexer.config import NEAR_SYNONYMS, READABLE, SAME, CoderConfig, IndexConfig
+from indexer.ray import RayOptions, ray_options
 from indexer.shard_commands import index_as, like_option, split
 from training.commands import Command, FilePath, Group, data_option, device_option, index_option, json_option
 from training.errors import CallError, SparsightError
@@ -106,6 +107,7 @@ exclude_option = click.option(
 )
 @click.option("--bundled", is_flag=True, help="Index the bundled embeddings of the 10,000 test pictures.")
 @like_option
+@ray_options
 @device_option
 @click.pass_context
 def index(
@@ -129,6 +131,7 @@ def index(
     recall: float,
     bundled: bool,
     like: Path | None,
+    on_ray: RayOptions | None,
     device: str,
 ) -> None:
     """Encodes the pictures below the folder PATH (without it: CIFAR-10) and builds both indexes.
@@ -143,7 +146,7 @@ def index(
         return _print_added(index_dir, index_as(ctx, like), False, "added")
     if no_vectors and dense != IndexConfig.dense:
         raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
-    from indexer.build import index_bundled, index_folder, index_pictures
+    from indexer.build import index_bundled, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns, max_pixels
     from training.device import pick_device
@@ -161,13 +164,26 @@ def index(
     tell(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}")
     concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
-        return _print_built(index_dir, index_folder(index_dir, path, loaded, config, labels=labels is not None))
+        built = _build_path(index_dir, path, loaded, config, on_ray, labels=labels is not None)
+        return _print_built(index_dir, built)
     pictures = None if bundled else _cifar10(data_dir, loaded)
     if pictures is None:
         built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
         built = index_pictures(index_dir, pictures, loaded, config)
     _print_built(index_dir, built)
+
+
+def _build_path(
+    index_dir: Path, path: Path, encoder: Encoder, config: IndexConfig, on_ray: RayOptions | None, *, labels: bool
+) -> Built:
+    if on_ray is not None:
+        from indexer.ray.run import index_on_ray
+
+        return index_on_ray(index_dir, path, encoder, config, on_ray, labels=labels)
+    from indexer.build import index_folder
+
+    return index_folder(index_dir, path, encoder, config, labels=labels)
 
 
 def _cifar10(data_dir: Path, encoder: Encoder) -> Cifar10 | None:

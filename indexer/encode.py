@@ -32,6 +32,18 @@ class FilesRead:
     seen: dict[str, Seen] = field(default_factory=dict)
     skipped: list[Skip] = field(default_factory=list)
 
+    def take(self, p: Picture | Skipped) -> bool:
+        """Notes what a file holds; False for one that is not taken."""
+        path = path_text(p.path)
+        if isinstance(p, Skipped):
+            self.skipped.append(Skip(path, p.reason))
+        elif path in self.seen:  # a name that is no UTF-8 beside one that spells it out as \xNN
+            self.skipped.append(Skip(path, "another picture's path reads the same"))
+        else:
+            self.seen[path] = Seen(p.content_hash, p.size, p.changed)
+            return True
+        return False
+
 
 def encode_files(
     paths: Sequence[str],
@@ -69,15 +81,8 @@ def _new_pictures(batch: Sequence[Picture | Skipped], found: FilesRead, journal:
     """Notes what a batch of files holds; returns the pictures that are to be encoded, by content."""
     new: dict[str, Picture] = {}
     for p in batch:
-        path = path_text(p.path)
-        if isinstance(p, Skipped):
-            found.skipped.append(Skip(path, p.reason))
-        elif path in found.seen:  # a name that is no UTF-8 beside one that spells it out as \xNN
-            found.skipped.append(Skip(path, "another picture's path reads the same"))
-        else:
-            found.seen[path] = Seen(p.content_hash, p.size, p.changed)
-            if p.prepared is not None and p.content_hash not in journal:
-                new[p.content_hash] = p
+        if found.take(p) and isinstance(p, Picture) and p.prepared is not None and p.content_hash not in journal:
+            new[p.content_hash] = p
     return new
 
 

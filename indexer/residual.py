@@ -22,11 +22,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
+from training.encoders.centring import Rows
 from training.errors import CallError
 
 SYNTAX = re.compile(r"(?:(?:(OPQ)(\d+)(?:_(\d+))?|(PCA)(\d+)),)?PQ(\d+)(?:x(\d+))?(?:np)?")
@@ -35,13 +36,6 @@ LEARN = 20_000  # rows that a quantiser is learnt from, at the most
 TURNS, SETTLE = 24, 8  # rounds of k-means, each but the last few followed by a rotation where axes are learnt
 BLOCK = 1 << 13  # rows that are coded at a time
 EXAMPLE = "as FAISS describes product quantisers: PQ16, PQ16x4, OPQ16,PQ16, OPQ24_240,PQ24 or PCA64,PQ16"
-
-
-class Rows(Protocol):
-    """Rows that can be read by slices."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 class Shape(NamedTuple):
@@ -173,10 +167,15 @@ def learn_quantiser(X: Rows, W: sparse.csr_matrix, D: np.ndarray, description: s
     shape = read_description(description, d, n)
     if n <= LEARN:
         return fit_quantiser(X[:] - W @ D, shape, seed)
-    rows = np.sort(np.random.default_rng(seed).choice(n, LEARN, replace=False))
+    rows = learnt_from(n, seed)
     blocks = np.split(rows, np.flatnonzero(np.diff(rows // BLOCK)) + 1)
     chosen = [X[int(b[0]) : int(b[-1]) + 1][b - b[0]] - W[b] @ D for b in blocks]
     return fit_quantiser(np.concatenate(chosen), shape, seed)
+
+
+def learnt_from(n: int, seed: int = 0) -> np.ndarray:
+    """The rows, ascending, of which a quantiser of n pictures is learnt."""
+    return np.sort(np.random.default_rng(seed).choice(n, LEARN, replace=False)) if n > LEARN else np.arange(n)
 
 
 def make_residuals(

@@ -58,6 +58,8 @@ def index_as(ctx: click.Context, like: Path) -> Added:
     asked = ctx.params
     if asked["path"] is None:
         raise CallError("--like needs a PATH, a folder of pictures")
+    if asked["engine"] == "ray":
+        raise CallError("--like builds in this process: leave out --engine ray")
     given = (name for name in TAKEN if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE)
     if name := next(given, None):
         raise CallError(f"{TAKEN[name]} is that of the index which --like names: leave one of them out")

@@ -32,6 +32,7 @@ from indexer.coding.codes import Codes, Part, join
 from indexer.coding.prepared import PreparedDictionary, multiplies_bfloat16
 from indexer.config import CoderConfig
 from training.device import single_threads
+from training.encoders.centring import Rows
 from training.errors import DataError
 
 SOLVERS = ("auto", "gram", "active_set", "torch")
@@ -144,7 +145,7 @@ def encode_path(
 
 
 def choose_l1(
-    X: np.ndarray,
+    X: Rows,
     D: np.ndarray,
     concepts: float,
     config: CoderConfig | None = None,
@@ -157,7 +158,7 @@ def choose_l1(
     Bisects on at most `sample` evenly spaced rows. Raises `DataError` for a target that no penalty reaches.
     """
     config = replace(config or CoderConfig(), refit=False, tol=1e-2)
-    X = np.asarray(X[:: -(-len(X) // sample)], np.float32)
+    X = np.asarray(X[:: -(-len(X) // sample)], np.float32)  # the only rows that are read
     top = 1.0 if config.relative else float((X @ np.asarray(D, np.float32).T).max())
     if not concepts > 0 or not top > 0:
         raise DataError(f"no penalty gives {concepts:g} concepts a row: ask for more than 0")

@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import duckdb
 import numpy as np
+from scipy import sparse
 
-from indexer.exchange.tables import EVERY, EXPORT, PART, exported_tables, part_path
+from indexer.exchange.tables import EVERY, EXPORT, PART, PARTS, exported_tables, part_path
 from indexer.store import Store
 from indexer.store.database import quoted, refuse_unreadable_path, told_as
 from training.errors import CallError, SparsightError
@@ -21,6 +23,24 @@ from training.files import full_path, sync, sync_folder
 ROW_GROUP = 1 << 13  # rows that Parquet's writer holds in memory
 
 Columns = dict[str, np.ndarray]
+
+
+class Tables(Protocol):
+    """What can be exported: an open index, or some pictures on their way into one.
+
+    con: a connection that has the tables but those in LARGE. image_ids (n,) ascending; d: dimensions of an embedding.
+    """
+
+    @property
+    def con(self) -> duckdb.DuckDBPyConnection: ...
+    @property
+    def image_ids(self) -> np.ndarray: ...
+    @property
+    def d(self) -> int: ...
+    def __len__(self) -> int: ...
+    def codes(self) -> sparse.csr_matrix: ...
+    def embeddings(self, rows: np.ndarray, /) -> np.ndarray: ...
+    def thumbnails(self, image_ids: list[int], /) -> dict[int, bytes]: ...
 
 
 def export_index(
@@ -58,30 +78,50 @@ def export_index(
 
 
 def _write_tables(store: Store, out: Path, format: str, tables: Sequence[str], part: int) -> dict[str, int]:
-    con = store.con
-    rows, parts = {}, {}
+    rows: dict[str, int] = {}
+    parts: dict[str, int] = {}
     for table in [t for t in tables if t != "meta"] + [t for t in tables if t == "meta"]:
-        columns = ", ".join(_written(c.name, c.type, format) for c in EVERY[table])
-        rows[table] = parts[table] = 0
-        for source in _sources(store, table, parts, part):
-            path = part_path(out, table, format, parts[table])
-            kind = "json" if format == "jsonl" else f"parquet, ROW_GROUP_SIZE {ROW_GROUP}"
-            copied = con.execute(f"COPY (SELECT {columns} FROM ({source})) TO {quoted(path)} (FORMAT {kind})")
-            rows[table] += copied.fetchall()[0][0]
-            parts[table] += 1
-            with path.open("rb") as f:
-                sync(f.fileno())
+        sources = _sources(store, table, parts, part)
+        rows[table], parts[table] = write_parts(store.con, out, table, sources, format)
     return {table: rows[table] for table in tables}
+
+
+def write_parts(
+    con: duckdb.DuckDBPyConnection,
+    out: Path,
+    table: str,
+    sources: Iterable[str],
+    format: str = "parquet",
+    first: int = 0,
+) -> tuple[int, int]:
+    """Writes a table's parts, each what SQL answers, as files whose numbers begin with `first`; returns how many rows
+    and how many parts there were."""
+    columns = ", ".join(_written(c.name, c.type, format) for c in EVERY[table])
+    kind = "json" if format == "jsonl" else f"parquet, ROW_GROUP_SIZE {ROW_GROUP}"
+    rows, number = 0, first
+    for source in sources:
+        path = part_path(out, table, format, number)
+        copied = con.execute(f"COPY (SELECT {columns} FROM ({source})) TO {quoted(path)} (FORMAT {kind})")
+        rows, number = rows + copied.fetchall()[0][0], number + 1
+        with path.open("rb") as f:
+            sync(f.fileno())
+    return rows, number - first
 
 
 def _sources(store: Store, table: str, parts: dict[str, int], part: int) -> Iterator[str]:
     """SQL for each part of a table; what it names is there until the next is asked for."""
     if table == "meta":
-        notes = {"export": str(EXPORT), "export_parts": json.dumps(parts)}
+        notes = {"export": str(EXPORT), PARTS: json.dumps(parts)}
         more = " ".join(f"UNION ALL SELECT {quoted(key)}, {quoted(value)}" for key, value in notes.items())
         yield f"SELECT key, value FROM meta {more}"
-    elif table in LARGE:
-        yield from _registered(store.con, LARGE[table](store, part))
+    else:
+        yield from table_parts(store, table, part)
+
+
+def table_parts(tables: Tables, table: str, part: int = PART) -> Iterator[str]:
+    """SQL for each part of any table but `meta`; what it names is there until the next is asked for."""
+    if table in LARGE:
+        yield from _registered(tables.con, LARGE[table](tables, part))
     else:
         yield f"FROM {table}"
 
@@ -93,7 +133,7 @@ def _registered(con: duckdb.DuckDBPyConnection, parts: Iterator[tuple[Columns, s
         con.unregister("part")
 
 
-def _codes(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
+def _codes(store: Tables, part: int) -> Iterator[tuple[Columns, str]]:
     codes = store.codes()
     size = 4 * part  # a picture has few of them
     for start in range(0, max(1, len(store)), size):
@@ -108,7 +148,7 @@ def _codes(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
         )
 
 
-def _vectors(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
+def _vectors(store: Tables, part: int) -> Iterator[tuple[Columns, str]]:
     parts = [f"x{j}" for j in range(store.d)]
     for start in range(0, max(1, len(store)), part):
         places = np.arange(start, min(start + part, len(store)))
@@ -117,7 +157,7 @@ def _vectors(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
         yield columns, f"SELECT image_id, [{', '.join(parts)}] AS embedding FROM part"
 
 
-def _thumbnails(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
+def _thumbnails(store: Tables, part: int) -> Iterator[tuple[Columns, str]]:
     size = max(1, part // 4)  # they are larger than other rows
     for start in range(0, max(1, len(store)), size):
         found = store.thumbnails(store.image_ids[start : start + size].tolist())
@@ -128,7 +168,7 @@ def _thumbnails(store: Store, part: int) -> Iterator[tuple[Columns, str]]:
         yield columns, "SELECT image_id, from_base64(jpeg) AS jpeg FROM part WHERE image_id >= 0"
 
 
-LARGE: dict[str, Callable[[Store, int], Iterator[tuple[Columns, str]]]] = {
+LARGE: dict[str, Callable[[Tables, int], Iterator[tuple[Columns, str]]]] = {
     "codes": _codes,
     "vectors": _vectors,
     "thumbnails": _thumbnails,

@@ -15,6 +15,8 @@ from indexer.store.schema import RESIDUAL, TABLES, Column
 EXPORT = 2  # the version of these files; theirs alone, whatever the database's format
 READABLE = ("1", "2")  # 1 knows neither the size nor the time of change of files, nor their root folder
 FORMATS = ("parquet", "jsonl")
+PARTS = "export_parts"  # the key of `meta` that tells into how many files each table is cut
+CHECKSUMS = "export_checksums"  # … and, of a build's shards, the SHA-256 of each file
 PART = 1 << 15  # pictures of which one file holds the vectors at most, or four times as many codes
 
 

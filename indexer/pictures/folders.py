@@ -104,18 +104,19 @@ def read_pictures(
     ahead: int,
     workers: int = WORKERS,
     known: Callable[[str], bool] = lambda content_hash: False,
+    opened: Callable[[str], tuple[bytes, int | None]] | None = None,
 ) -> Iterator[Picture | Skipped]:
     """Reads files, in their order, as pictures; at most `ahead` are read before their turn.
 
     prepare: what to keep of a picture, decoded so that its shorter side has at least twice `size` pixels.
-    known: tells by a content hash which pictures need not be decoded.
+    known: tells by a content hash which pictures need not be decoded. opened: gives the bytes that a path stands for
+    and their time of change, where the paths are not those of files; it raises `PictureError` for what it cannot give.
     """
     from training.device import single_threads
 
     def read(path: str) -> Picture | Skipped:
         try:
-            changed = stamp(path)
-            data = read_file(path)
+            data, changed = (opened or open_file)(path)
             content_hash = hashlib.sha256(data).hexdigest()
             if known(content_hash):
                 return Picture(path, content_hash, len(data), changed)
@@ -133,13 +134,18 @@ def hash_files(paths: Iterable[str]) -> Iterator[tuple[str, tuple[str, int, int 
 
     def read(path: str) -> tuple[str, tuple[str, int, int | None] | str]:
         try:
-            changed = stamp(path)
-            data = read_file(path)
+            data, changed = open_file(path)
         except PictureError as e:
             return path, str(e)
         return path, (hashlib.sha256(data).hexdigest(), len(data), changed)
 
     return in_order(read, paths, workers=WORKERS, ahead=WORKERS)
+
+
+def open_file(path: str) -> tuple[bytes, int | None]:
+    """A file's bytes and its time of change (`stamp`)."""
+    changed = stamp(path)
+    return read_file(path), changed
 
 
 def stamp(path: str) -> int | None:

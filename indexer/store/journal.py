@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -36,10 +36,10 @@ class Journal:
         self._batches: list[Path] = []
         self._X: list[np.ndarray] = []
         self._at: dict[str, tuple[int, int]] = {}  # content hash → batch, row
-        self._open: tuple[int, dict[str, np.ndarray]] | None = None
+        self._open: tuple[int, Batch] | None = None
         for path in (p for p in pending(folder) if p.name.startswith(f"{self._key}-")):
             try:
-                self._take(path, *read_batch(path))
+                self._take(path, *read_batch(path)[:2])
             except (OSError, ValueError, KeyError, SafetensorError):
                 path.unlink(missing_ok=True)
 
@@ -48,21 +48,15 @@ class Journal:
 
     def add(self, hashes: Sequence[str], X: np.ndarray, thumbnails: Sequence[bytes]) -> None:
         """Keeps a batch: when this returns, it outlives a crash. X (b, d); thumbnails JPEG bytes."""
-        tensors: dict[str, np.ndarray] = {
-            "X": np.ascontiguousarray(X, np.float32),
-            "thumbnails": np.frombuffer(b"".join(thumbnails), np.uint8),
-            "ends": np.cumsum([len(t) for t in thumbnails], dtype=np.int64),
-        }
-        data = save(tensors, {"hashes": json.dumps(list(hashes))})
         number = 1 + max((int(p.stem.rsplit("-", 1)[1]) for p in self._batches), default=-1)
         path = self.folder / f"{self._key}-{number:08d}.batch"
         try:
             self.folder.mkdir(exist_ok=True)
-            write_whole(path, data + hashlib.sha256(data).digest())
+            batch = write_batch(path, hashes, X, thumbnails)
         except OSError as e:
             reason = e.strerror or str(e)
             raise SparsightError(f"cannot write to {self.folder}: {reason}; the index is unchanged") from e
-        self._take(path, list(hashes), tensors)
+        self._take(path, *batch[:2])
 
     def vectors(self, hashes: Sequence[str]) -> np.ndarray:
         """X (n, d) of pictures that it holds."""
@@ -89,19 +83,14 @@ class Journal:
     def thumbnail(self, content_hash: str) -> bytes:
         batch, row = self._at[content_hash]
         if self._open is None or self._open[0] != batch:
-            self._open = batch, read_batch(self._batches[batch])[1]
-        tensors = self._open[1]
-        start = int(tensors["ends"][row - 1]) if row else 0
-        return tensors["thumbnails"][start : int(tensors["ends"][row])].tobytes()
+            self._open = batch, read_batch(self._batches[batch])
+        return self._open[1].thumbnail(row)
 
     def _take(self, path: Path, hashes: list[str], tensors: dict[str, np.ndarray]) -> None:
-        X = tensors["X"]
-        if not len(hashes) == len(X) == len(tensors["ends"]):
-            raise ValueError("a batch whose parts differ in length")
         for row, content_hash in enumerate(hashes):
             self._at[content_hash] = len(self._batches), row
         self._batches.append(path)
-        self._X.append(X)
+        self._X.append(tensors["X"])
 
 
 class _Thumbnails(Sequence[bytes]):
@@ -115,15 +104,44 @@ class _Thumbnails(Sequence[bytes]):
         return self._journal.thumbnail(self._hashes[i])
 
 
-def read_batch(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The content hashes and tensors of a batch; raises ValueError where it is damaged."""
+class Batch(NamedTuple):
+    """Encoded pictures: content hashes (b,) · tensors: X (b, d), and the thumbnails end to end · further notes."""
+
+    hashes: list[str]
+    tensors: dict[str, np.ndarray]
+    notes: dict[str, str]
+
+    def thumbnail(self, row: int) -> bytes:
+        """The JPEG bytes of a picture's thumbnail."""
+        ends = self.tensors["ends"]
+        return self.tensors["thumbnails"][int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes()
+
+
+def write_batch(path: Path, hashes: Sequence[str], X: np.ndarray, thumbnails: Sequence[bytes], **notes: str) -> Batch:
+    """Writes a batch as a file that is whole or not there. X (b, d); thumbnails JPEG bytes; notes: kept with it."""
+    tensors: dict[str, np.ndarray] = {
+        "X": np.ascontiguousarray(X, np.float32),
+        "thumbnails": np.frombuffer(b"".join(thumbnails), np.uint8),
+        "ends": np.cumsum([len(t) for t in thumbnails], dtype=np.int64),
+    }
+    data = save(tensors, {"hashes": json.dumps(list(hashes)), **notes})
+    write_whole(path, data + hashlib.sha256(data).digest())
+    return Batch(list(hashes), tensors, notes)
+
+
+def read_batch(path: Path) -> Batch:
+    """A batch as it was written; raises ValueError where it is damaged."""
     data = path.read_bytes()
     body = data[:-32]
     if hashlib.sha256(body).digest() != data[-32:]:
         raise ValueError(f"{path} is damaged")
     tensors = load(body)
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    return list(json.loads(header["__metadata__"]["hashes"])), tensors
+    notes = dict(header["__metadata__"])
+    hashes = list(json.loads(notes.pop("hashes")))
+    if not len(hashes) == len(tensors["X"]) == len(tensors["ends"]):
+        raise ValueError(f"{path}: its parts differ in length")
+    return Batch(hashes, tensors, notes)
 
 
 def pending(folder: Path) -> list[Path]:

@@ -16,22 +16,16 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 
+from training.encoders.centring import Rows as RowSource
 from training.files import publish, sync
 
 BLOCK_BYTES = 1 << 18  # of a block, about
 CLOSE = 4  # rows that lie within so many times their number are read with those between them
 SCAN_ROWS = 1 << 15  # rows that are read at a time where all are
-
-
-class RowSource(Protocol):
-    """Rows that can be read by slices: an array (n, d), or something larger than memory."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 class DamagedVectors(ValueError):
@@ -48,7 +42,7 @@ def open_plain(path: Path) -> int:
 
 
 def block_rows(d: int) -> int:
-    """Rows of d dimensions that have one checksum."""
+    """RowSource of d dimensions that have one checksum."""
     return max(1, BLOCK_BYTES // (4 * max(d, 1)))
 
 
@@ -95,7 +89,7 @@ class Vectors:
         return self.count
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows a … b − 1 as a view of the file, their blocks checked."""
+        """RowSource a … b − 1 as a view of the file, their blocks checked."""
         start, stop, _ = rows.indices(self.count)
         self._check(np.arange(start // self.block, -(-stop // self.block)))
         return self._rows[start:stop]
@@ -142,7 +136,7 @@ class Vectors:
         return crcs
 
     def _bytes(self, start: int, stop: int) -> bytes:
-        """Rows as the file holds them, read without mapping them: checking must not fill a process's memory."""
+        """RowSource as the file holds them, read without mapping them: checking must not fill a process's memory."""
         size = 4 * self.d
         return os.pread(self._file, (stop - start) * size, start * size)
 

@@ -9,7 +9,6 @@ of what is small. The caller of every function here holds the folder's lock.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ import duckdb
 import numpy as np
 from scipy import sparse
 
-from indexer.store.contents import Change, Classes, Contents, Pictures, Skip
+from indexer.store.contents import Change, Contents, Pictures
 from indexer.store.database import (
     DATABASE,
     HINT,
@@ -35,10 +34,11 @@ from indexer.store.database import (
     raise_interrupts,
     writable,
 )
+from indexer.store.inserting import insert_classes, insert_pictures, insert_shared, insert_skipped
 from indexer.store.meta import IndexMeta
 from indexer.store.postings import Postings, pack_codes
 from indexer.store.reader import Store
-from indexer.store.residuals import insert_quantiser, insert_residuals, remove_residuals
+from indexer.store.residuals import remove_residuals
 from indexer.store.schema import create_statements
 from indexer.store.thumbnails import CASTS, Places, append_thumbnails, write_thumbnails
 from indexer.store.vectors import (
@@ -74,17 +74,10 @@ def write_store(folder: Path, c: Contents) -> IndexMeta:
         meta, crcs, places = _new_files(making, meta, c.pictures.X, c.pictures.described.thumbnails or [None] * n)
         with writable(making.database) as con:
             con.execute(create_statements(d, meta.residual))
-            _insert_pictures(con, ids, np.arange(n), c.pictures, places)
-            if c.quantiser is not None:
-                insert_quantiser(con, c.quantiser)
-            _insert_concepts(con, c, postings)
-            _insert_classes(con, 0, c.classes)
+            insert_pictures(con, ids, np.arange(n), c.pictures, places)
+            insert_shared(con, c, postings.images)
             insert(con, "posting_blocks", postings.block_columns())
             _insert_blocks(con, 0, crcs)
-            if c.means is not None:
-                both = np.stack([c.means.image, c.means.text])
-                insert(con, "means", {"modality": ["image", "text"]}, rows=both)
-            _insert_skipped(con, c.skipped)
             _write_meta(con, meta)
         making.meta = meta
     return meta
@@ -118,13 +111,13 @@ def change_store(folder: Path, store: Store, change: Change) -> IndexMeta:
                     remove_residuals(con, removed)
             _update_images(con, change)
             if added is not None and count:
-                _insert_pictures(con, ids, before.vector_rows + np.arange(count), added, places)
+                insert_pictures(con, ids, before.vector_rows + np.arange(count), added, places)
                 first = before.vector_rows // before.vector_block
                 con.execute("DELETE FROM vector_blocks WHERE block >= ?", [first])
                 _insert_blocks(con, first, crcs[first:])
             if change.classes is not None:
                 start = con.execute("SELECT count(*) FROM classes").fetchall()[0][0]
-                _insert_classes(con, start, change.classes)
+                insert_classes(con, start, change.classes)
             _update_postings(con, concepts, postings)
             _update_skipped(con, change)
             _write_meta(con, meta)
@@ -246,47 +239,9 @@ def _packed(W: sparse.csr_matrix, ids: np.ndarray, next_id: int) -> Postings:
         raise SparsightError(f"cannot store the codes: {e}") from e
 
 
-def _insert_pictures(
-    con: duckdb.DuckDBPyConnection, ids: np.ndarray, rows: np.ndarray, pictures: Pictures, places: Places
-) -> None:
-    columns = {
-        "image_id": ids.astype(np.int32),
-        **pictures.described.columns(),
-        "l1": pictures.l1.astype(np.float32),
-        "gap": pictures.gap.astype(np.float32),
-        "vector_row": rows.astype(np.int32),
-        **places.columns(),
-    }
-    insert(con, "images", columns, casts=CASTS)
-    if pictures.residuals is not None:
-        insert_residuals(con, ids, pictures.residuals)
-
-
-def _insert_concepts(con: duckdb.DuckDBPyConnection, c: Contents, postings: Postings) -> None:
-    dictionary = c.dictionary
-    columns = {
-        "concept_id": np.arange(len(dictionary.D), dtype=np.int32),
-        "name": dictionary.names,
-        "aliases": [json.dumps(a) for a in dictionary.aliases],
-        "parent": dictionary.parents,
-        "source": [dictionary.source] * len(dictionary.D),
-        "images": postings.images.astype(np.int32),
-    }
-    insert(con, "concepts", columns, rows=dictionary.D, casts={"aliases": "from_json(aliases, '[\"VARCHAR\"]')"})
-
-
-def _insert_classes(con: duckdb.DuckDBPyConnection, start: int, classes: Classes) -> None:
-    ids = np.arange(start, start + len(classes.names), dtype=np.int32)
-    insert(con, "classes", {"class_id": ids, "name": classes.names}, rows=classes.T)
-
-
 def _insert_blocks(con: duckdb.DuckDBPyConnection, first: int, crcs: np.ndarray) -> None:
     blocks = np.arange(first, first + len(crcs), dtype=np.int32)
     insert(con, "vector_blocks", {"block": blocks, "crc": crcs})
-
-
-def _insert_skipped(con: duckdb.DuckDBPyConnection, skipped: Sequence[Skip]) -> None:
-    insert(con, "skipped", {"path": [s.path for s in skipped], "reason": [s.reason for s in skipped]})
 
 
 def _update_skipped(con: duckdb.DuckDBPyConnection, change: Change) -> None:
@@ -294,7 +249,7 @@ def _update_skipped(con: duckdb.DuckDBPyConnection, change: Change) -> None:
     paths = [s.path for s in change.skipped] + [m.path for m in change.moved.values()]
     paths += change.added.described.paths if change.added is not None else ()
     con.execute("DELETE FROM skipped WHERE path IN (SELECT unnest(?::VARCHAR[]))", [paths])
-    _insert_skipped(con, change.skipped)
+    insert_skipped(con, change.skipped)
 
 
 def _update_images(con: duckdb.DuckDBPyConnection, change: Change) -> None:

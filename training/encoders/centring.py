@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from training.encoders.protocol import Encoder, Prepared, TextEncoder
 
+BLOCK = 1 << 13  # rows that are added up at a time
 SPREAD = 1e-6  # the mean squared distance from their mean below which rows count as equal
 
 
@@ -41,11 +42,19 @@ def same_means(a: Means | None, b: Means | None) -> bool:
     return np.array_equal(a.image, b.image) and np.array_equal(a.text, b.text)
 
 
-def mean_of(A: np.ndarray) -> np.ndarray:
-    """The mean (d,) of unit rows A (n, d); zero where there are none, or where they are all equal."""
-    if not len(A):
-        return np.zeros(A.shape[1], np.float32)
-    mean = A.mean(0, dtype=np.float64)
+class Rows(Protocol):
+    """Rows that can be read by slices: an array, or something larger than memory."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
+def mean_of(A: Rows) -> np.ndarray:
+    """The mean (d,) of unit rows A (n, d), added up by blocks; zero where there are none, or where they are equal."""
+    total = np.zeros(A[:1].shape[1], np.float64)
+    for start in range(0, len(A), BLOCK):
+        total += A[start : start + BLOCK].sum(0, dtype=np.float64)
+    mean = total / max(len(A), 1)
     spread = 1 - mean @ mean  # of unit rows
     return (mean if spread > SPREAD else np.zeros_like(mean)).astype(np.float32)
 
@@ -56,6 +65,19 @@ def centre(A: np.ndarray, mean: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(Z, axis=1, keepdims=True)
     tiny = np.float32(SPREAD)
     return np.where(norms > tiny, Z / np.maximum(norms, tiny), A).astype(np.float32)
+
+
+class CentredRows:
+    """Rows (n, d) of which each is centred when it is read."""
+
+    def __init__(self, rows: Rows, mean: np.ndarray):
+        self._rows, self._mean = rows, mean
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return centre(self._rows[rows], self._mean)
 
 
 class CentredTextEncoder:
