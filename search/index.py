@@ -24,7 +24,7 @@ from search.folder import FolderEngine
 from search.known import Known
 from search.lookup import clean_text, find_concept, picture_id, unknown_concept
 from search.query import Picture, Query, Rules, Term, as_target, is_bytes, several
-from search.shards import open_engine
+from search.shards import Folders, open_engine
 from training.errors import CallError, SparsightError
 from training.files import full_path
 
@@ -47,15 +47,9 @@ class Index:
     path; what is neither raises `SparsightError`.
     """
 
-    def __init__(
-        self,
-        folder: Path | str | Sequence[Path | str] = "index",
-        *,
-        encoder: str | None = None,
-        device: str = "auto",
-    ):
+    def __init__(self, folder: Folders = "index", *, encoder: str | None = None, device: str = "auto"):
         self._encoder_name, self._device = encoder, device
-        self._take(open_engine(several(folder)))
+        self._take(open_engine(folder))
 
     def __enter__(self) -> Index:
         return self

@@ -28,6 +28,7 @@ from search.answers import Code
 from search.engine import Chosen, Engine, Found, State
 from search.filters import known_names
 from search.folder import FolderEngine, Marked
+from search.query import Query, several
 from search.ranking import top_k
 from training.encoders import Means, same_means
 from training.errors import CallError, SparsightError
@@ -36,7 +37,8 @@ from training.files import full_path
 if TYPE_CHECKING:
     from indexer.residual import Quantiser
     from indexer.store.residuals import Residuals
-    from search.query import Query
+
+Folders = Path | str | Sequence[Path | str]  # of one index, or of its shards
 
 SHARED = {  # what shards must have in common: field of the meta data → what it is called
     "encoder_fingerprint": "encoder",
@@ -49,12 +51,12 @@ SHARED = {  # what shards must have in common: field of the meta data → what i
 }
 
 
-def open_engine(given: Sequence[Path | str]) -> Engine:
+def open_engine(given: Folders) -> Engine:
     """The index in one folder, or of several; a folder that is none may be one of shards, which are its folders.
 
     Raises `SparsightError` where there is no index, a damaged one, or where some do not fit together.
     """
-    folders = [full_path(folder) for folder in given]
+    folders = [full_path(folder) for folder in several(given)]
     if not folders:
         raise CallError("no index is named: give a folder, or several")
     found = shard_folders(folders)

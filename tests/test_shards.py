@@ -17,6 +17,7 @@ from scipy import sparse
 
 from indexer.build import Source, write_index
 from indexer.config import CoderConfig, IndexConfig
+from indexer.residual import Quantiser, code_residuals
 from indexer.shards import split_index
 from indexer.store import DATABASE, Described, Store, write_store
 from indexer.store.chance import FILE, Chance, index_best, measured_best
@@ -284,40 +285,47 @@ def test_what_is_done_to_one_index_asks_which(run, two, tmp_path, monkeypatch, c
         index.remove("3")
 
 
-def other_config(root: Path, **more: object) -> Path:
+def with_residuals(root: Path) -> Path:
     encoder = open_encoder()
     described = Described(paths=[f"/others/{i}.png" for i in range(40)])
-    config = IndexConfig(**{"coder": CoderConfig(l1=0.5)} | more)
+    config = IndexConfig(coder=CoderConfig(l1=0.5), residual="PQ4x4")
     root.mkdir()
     X = load_test_embeddings(encoder).X[200:240]
     write_index(root, X, described, encoder, config, Source(dataset="others", classes=("cat", "dog")))
     return root
 
 
+def written(folder: Path, contents: Contents, **meta: object) -> Path:
+    folder.mkdir()
+    write_store(folder, replace(contents, meta=replace(contents.meta, **meta)))
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("more", "what"),
+    ("meta", "what"),
     [
+        ({"encoder_fingerprint": "9"}, "encoder"),
+        ({"dictionary_fingerprint": "9"}, "dictionary"),
         ({"coder": CoderConfig(l1=0.4)}, "penalty"),
-        ({"dictionary": "classes"}, "dictionary"),
-        ({"residual": "PQ4x4"}, "quantiser"),
-        ({"vectors": False}, "way to keep embeddings"),
-        ({"templates": ("{}",)}, "dictionary"),
+        ({"keeps_vectors": False}, "way to keep embeddings"),
+        ({"templates": ("a {}",)}, "prompts"),
+        ({}, "centre of its embeddings"),
+        ({"residual": "PQ2"}, "quantiser of residuals"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(run, two, tmp_path, more, what):
-    other = other_config(tmp_path / "other", **more)
-    told = run("search", "truck", "--index", two / "shard-0000", "--index", other, code=1).stderr
-    assert f"{other} cannot be searched with {two / 'shard-0000'}: its {what}" in told
-    assert f"--like {two / 'shard-0000'}" in told
-
-
-def test_centres_must_be_the_same(tmp_path):
-    contents = make_contents(n=4)
-    for name, means in (("a", None), ("b", contents.dictionary.D[:2])):
-        (tmp_path / name).mkdir()
-        write_store(tmp_path / name, replace(contents, means=None if means is None else Means(*means)))
-    with pytest.raises(SparsightError, match="its centre of its embeddings is another"):
-        open_engine([tmp_path / "a", tmp_path / "b"])
+def test_what_does_not_fit_together_is_refused(run, tmp_path, meta, what):
+    first, other = written(tmp_path / "a", make_contents(n=4)), make_contents(n=4)
+    if "residual" in meta:
+        D = other.dictionary.D
+        quantiser = Quantiser(np.eye(8, dtype=np.float32)[:2], np.zeros((2, 256, 1), np.float32))
+        coded = code_residuals(np.zeros((4, 8), np.float32), other.pictures.W, D, quantiser)
+        other = replace(other, quantiser=quantiser, pictures=replace(other.pictures, residuals=coded))
+    if not meta:
+        other = replace(other, means=Means(*other.dictionary.D[:2]))
+    second = written(tmp_path / "b", other, **meta)
+    told = run("concepts", "--index", first, "--index", second, code=1).stderr
+    assert f"{second} cannot be searched with {first}: its {what}" in told
+    assert f"--like {first} --index {second}" in told
 
 
 def test_faults_of_shards(run, two, tmp_path):
@@ -390,7 +398,7 @@ def test_an_index_is_built_like_another(run, light_index, photographs, tmp_path)
 def test_a_shard_more_is_a_folder_more(run, photographs, tmp_path):
     """With residuals, which are coded by the same quantiser."""
     (tmp_path / "all").mkdir()
-    other_config(tmp_path / "all" / "a", residual="PQ4x4")
+    with_residuals(tmp_path / "all" / "a")
     run("index", photographs, "--like", tmp_path / "all", "--index", tmp_path / "all" / "b")
     with Index(tmp_path / "all") as both:
         assert both.search(like=45, mode="sparse", k=1)[0].id == 45

@@ -1,13 +1,14 @@
 """An index and its shards: `python -m eval.bench --only shards`, with `--full` a million pictures in ten shards.
 
 Each is asked in a process of its own: warm queries by each mode, then the most memory that the process had, with the
-mapped vectors, which the system may take back at any time, and without. A cold `sparsight search` is timed as a person
-would.
+mapped vectors, which the system may take back at any time, and without. A cold `sparsight search` is a process of its
+own. Times are those of a processor, so that what else runs on the machine counts little.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -56,10 +57,16 @@ def _cold(folder: Path) -> float:
     command = [sys.executable, "-m", "sparsight", "search", "a fire engine", "--index", str(folder)]
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = _children()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        times.append(time.perf_counter() - start)
+        times.append(_children() - start)
     return float(np.median(times))
+
+
+def _children() -> float:
+    """Seconds of a processor that the ended child processes took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _measured(folder: Path) -> Row:
@@ -82,9 +89,9 @@ def _median(ask: Callable[[str], None]) -> float:
         ask(text)
     times = []
     for i in range(QUERIES):
-        start = time.perf_counter()
+        start = time.process_time()
         ask(TEXTS[i % len(TEXTS)])
-        times.append(1e3 * (time.perf_counter() - start))
+        times.append(1e3 * (time.process_time() - start))
     return float(np.median(times))
 
 
