@@ -19,7 +19,7 @@ from indexer.build import Source, write_index
 from indexer.config import CoderConfig, IndexConfig
 from indexer.residual import Quantiser, code_residuals
 from indexer.shards import split_index
-from indexer.store import DATABASE, Described, Store, write_store
+from indexer.store import DATABASE, Contents, Described, Store, write_store
 from indexer.store.chance import FILE, Chance, index_best, measured_best
 from indexer.store.dense import best_rows, products
 from indexer.store.familiarity import familiarity_of, index_familiarity
