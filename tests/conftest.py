@@ -43,11 +43,18 @@ if TYPE_CHECKING:
 # The files that take longest, begun first: else one process would still have such a file when the others are done.
 LONGEST = (
     "test_crash",
-    "test_damage",
     "test_residual",
+    "test_streams",
+    "test_signals",
     "test_failing",
-    "test_damage_tables",
+    "test_doctor_tables",
     "test_concurrency",
+    "test_damage",
+    "test_damage_tables",
+    "test_doctor",
+    "test_add",
+    "test_inverted",
+    "test_dense",
 )
 
 
