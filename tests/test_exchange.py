@@ -20,8 +20,10 @@ from contents import make_contents, make_pictures
 from indexer.exchange import export
 from indexer.exchange.export import export_index
 from indexer.exchange.importing import import_index
+from indexer.exchange.loading import Loaded
 from indexer.exchange.tables import EXPORTED
 from indexer.store import DATABASE, Change, Contents, Skip, Store, change_store, compact_store, write_store
+from indexer.store.database import connect
 from indexer.store.meta import DERIVED
 from indexer.store.postings import STEP
 from indexer.store.schema import POSTINGS_VIEW
@@ -112,6 +114,37 @@ def test_a_large_table_is_cut_into_parts(index, tmp_path, format, part, files, o
     with pytest.raises(SparsightError, match=rf"vectors has {files} files|no vectors.parquet|image \d+ has no row"):
         import_index(tmp_path / "less", out)
     assert not (tmp_path / "less").exists()
+
+
+@pytest.mark.parametrize("table", ["vectors", "thumbnails", "codes"])
+@pytest.mark.parametrize("how", ["swapped", "interleaved"])
+def test_parts_may_be_in_another_order(index, tmp_path, table, how):
+    """Each is read once where one begins after the other ends, and all together where they do not."""
+    export_index(index, tmp_path / "out", part=4 if table != "codes" else 1)
+    first, second = tmp_path / "out" / f"{table}.parquet", tmp_path / "out" / f"{table}-2.parquet"
+    with connect() as con:
+        con.execute(f"CREATE TABLE t AS FROM read_parquet(['{first}', '{second}'])")
+        middle = con.execute(f"SELECT max(image_id) FROM '{first}'").fetchall()[0][0]
+        of_first = f"image_id > {middle}" if how == "swapped" else "image_id % 2 = 1"
+        for path, where in ((first, of_first), (second, f"NOT ({of_first})")):
+            con.execute(f"COPY (FROM t WHERE {where} ORDER BY image_id DESC) TO '{path}' (FORMAT parquet)")
+    import_index(tmp_path / "new", tmp_path / "out")
+    assert everything(tmp_path / "new") == everything(index)
+
+
+def test_no_more_than_a_part_of_a_large_table_is_in_memory(index, tmp_path, monkeypatch):
+    export_index(index, tmp_path / "out", part=4)
+    sizes, real = [], Loaded.arrays
+
+    def arrays(held: Loaded, sql: str) -> dict[str, np.ndarray]:
+        found = real(held, sql)
+        sizes.extend(len(column) for name, column in found.items() if name == "x")
+        return found
+
+    monkeypatch.setattr(Loaded, "arrays", arrays)
+    import_index(tmp_path / "new", tmp_path / "out")
+    with Store(index) as store:
+        assert sizes == [4 * store.d] * 3
 
 
 @pytest.mark.parametrize("format", FORMATS)

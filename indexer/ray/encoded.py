@@ -35,7 +35,6 @@ def write_encoded(
     """Writes a slice's pictures, each with its label, their embeddings X (b, d), and what was not taken."""
     known = [(path_text(p.path), p.size, p.changed, label) for p, label in taken]
     pictures = [p for p, _ in taken]
-    path.parent.mkdir(parents=True, exist_ok=True)
     notes = {"taken": json.dumps(known), "skipped": json.dumps(list(skipped))}
     write_batch(path, [p.content_hash for p in pictures], X, [p.thumbnail for p in pictures], **notes)
 
@@ -44,8 +43,6 @@ def read_encoded(path: Path) -> Batch | None:
     """A slice's file; None where it is missing, or is not as it was written."""
     try:
         return read_batch(path)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 

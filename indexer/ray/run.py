@@ -19,6 +19,7 @@ from indexer.config import IndexConfig
 from indexer.exchange.importing import take_over
 from indexer.pictures import folder_labels
 from indexer.ray.cluster import Machines, Stage, cluster, need_ray, run_stages
+from indexer.ray.encoded import FOLDER as ENCODED
 from indexer.ray.encoded import Encoded, EncodedRows, encoded_path, read_encoded
 from indexer.ray.options import RayOptions
 from indexer.ray.shards import SHARD, Shard, ShardMaker, read_receipt, shared_contents, write_manifest
@@ -54,13 +55,14 @@ def index_on_ray(
     shards = full_path(options.shards or folder / FOLDER)
     with writing(folder, "index"):
         _prepare(shards)
-        with cluster(options.address, gpus=options.gpus) as machines:
-            encoded = _encode(shards, inputs, encoder, machines)
-            added, skipped = taken_of(encoded.read, inputs.left, root)
-            space = _code(shards, inputs, encoded, added, skipped, encoder, config, machines)
-        _tell("writing the index ...")
-        meta = take_over(folder, shards)
-        complete(folder, space)
+        with writing(shards, "index"):
+            with cluster(options.address, gpus=options.gpus) as machines:
+                encoded = _encode(shards, inputs, encoder, machines)
+                added, skipped = taken_of(encoded.read, inputs.left, root)
+                space = _code(shards, inputs, encoded, added, skipped, encoder, config, machines)
+            _tell("writing the index ...")
+            meta = take_over(folder, shards)
+            complete(folder, space)
         if options.shards is None:
             shutil.rmtree(shards, ignore_errors=True)
     return Built(meta, skipped)
@@ -71,9 +73,12 @@ def _tell(line: str) -> None:
 
 
 def _prepare(shards: Path) -> None:
-    """Makes the folder of the shards; clears what a build that died has left half done."""
+    """Makes the folder of the shards; clears what a build that died has left half done. Raises `SparsightError` for a
+    folder of other things, which a build might replace."""
+    if shards.exists() and not (shards / ENCODED).is_dir() and (not shards.is_dir() or any(shards.iterdir())):
+        raise SparsightError(f"{shown_path(shards)} holds other things than shards: name a new folder with --shards")
     try:
-        shards.mkdir(parents=True, exist_ok=True)
+        (shards / ENCODED).mkdir(parents=True, exist_ok=True)
         for left in shards.glob(".*.part"):
             shutil.rmtree(left, ignore_errors=True)
         forget(shards)

@@ -25,6 +25,7 @@ from tiny_models import make_folder
 
 from indexer.build import index_folder
 from indexer.config import CoderConfig, IndexConfig
+from indexer.exchange.export import export_index
 from indexer.exchange.importing import import_index
 from indexer.ray import RayOptions
 from indexer.ray.cluster import cluster
@@ -225,6 +226,15 @@ def test_a_shard_that_cannot_be_read_is_tried_a_few_times_and_named(machines, en
     (tmp_path / "1.parquet").write_bytes(whole)
     built = index_on_ray(tmp_path / ".index", tmp_path, encoder, CONFIG, options)
     assert built.meta.n == 40
+
+
+def test_a_folder_of_other_things_is_not_taken_for_shards(encoder, few, expected, tmp_path):
+    """A build replaces what it finds among its shards: an export would be lost."""
+    export_index(expected, tmp_path / "export")
+    before = sorted(p.name for p in (tmp_path / "export").iterdir())
+    with pytest.raises(SparsightError, match="export holds other things than shards: name a new folder"):
+        index_on_ray(tmp_path / "index", few, encoder, CONFIG, RayOptions(shards=tmp_path / "export"))
+    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == before
 
 
 def test_work_that_ends_its_worker_each_time_is_given_up(tmp_path):
