@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from training.errors import CallError, SparsightError
 from training.terminal import progress
 
 STORE_BYTES = 500 << 20  # of Ray's object store on this machine: batches of prepared pictures pass through it
+ANSWERS = 10.0  # seconds in which a cluster does
 BLOCKS = 4096  # into which the work is cut at most: Ray keeps a record of each
 BIRTHS = 5  # in a row in which a worker may die before it has begun
 SETTINGS = {
@@ -23,6 +25,7 @@ SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in future
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DEDUP_LOGS": "0",  # else what is held back is told at the end, on stdout
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "RAY_worker_niceness": "0",  # workers are as nice as the program, not nicer
 }
@@ -58,7 +61,9 @@ class Done(NamedTuple):
 
 
 def need_ray() -> None:
-    """Raises `CallError` where Ray is not installed."""
+    """Raises `CallError` where Ray is not installed; sets what it looks at when it is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import pyarrow  # noqa: F401
         import ray.data  # noqa: F401
@@ -70,8 +75,6 @@ def need_ray() -> None:
 def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
     """Joins the cluster at an address, or starts one on this machine, which ends with the block; one that this process
     has joined already is used, and stays. gpus: whether to use its GPUs."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
     need_ray()
     import ray
     import ray.data
@@ -82,6 +85,7 @@ def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if mine and address:
+            _refuse_unreachable(address)
             try:
                 with _silent():
                     ray.init(address=address, **quiet)
@@ -107,6 +111,20 @@ def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
         if mine:
             ray.shutdown()
         sys.stdout = out
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raises `CallError` for what is no address, `SparsightError` where nothing answers: Ray would ask for minutes."""
+    if address == "auto":  # Ray looks it up, and says at once where there is none
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise CallError(f"--address {address}: give auto, or HOST:PORT of a running cluster")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS).close()
+    except (OSError, OverflowError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise SparsightError(f"no Ray cluster at --address {address}: {reason}") from e
 
 
 class _WithoutRay:

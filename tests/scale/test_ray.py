@@ -295,13 +295,24 @@ def test_an_interrupt_ends_it_within_seconds_and_a_second_run_goes_on(encoder, f
     assert_same(tmp_path / "index", expected)
 
 
-def test_a_cluster_that_is_not_there_is_named(run, few, tmp_path):
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:9", "no Ray cluster at --address 127.0.0.1:9: Connection refused"),
+        ("127.0.0.1:99999", "no Ray cluster at --address 127.0.0.1:99999"),
+        ("somewhere", "--address somewhere: give auto, or HOST:PORT"),
+        ("auto", "no Ray cluster at --address auto"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_named(address, told):
+    """At once; in a process of its own, for this one may have joined another."""
     code = (
+        "import sys\n"
         "from indexer.ray.cluster import cluster\n"
         "from training.errors import SparsightError\n"
-        "try:\n    with cluster('127.0.0.1:9'): pass\n"
+        "try:\n    with cluster(sys.argv[1]): pass\n"
         "except SparsightError as e: print(e)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.startswith("no Ray cluster at --address 127.0.0.1:9")
+    found = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(told)
     assert found.stdout.count("\n") == 1
