@@ -42,8 +42,10 @@ def thumbnails_of(held: Loaded, ids: np.ndarray) -> Iterator[bytes | None]:
     """The JPEG bytes of the pictures ids (n,), ascending; None where there is none."""
     at = 0
     for part in held.by_image("thumbnails"):
-        for image_id, jpeg in held.rows(f"SELECT image_id, jpeg FROM ({part.sql}) ORDER BY image_id"):
-            place = int(np.searchsorted(ids, image_id))
+        rows = held.rows(f"SELECT image_id, jpeg FROM ({part.sql}) ORDER BY image_id")
+        # All at once, and as the type of ids: each search for a number of another type would copy all ids.
+        places = np.searchsorted(ids, np.array([image_id for image_id, _ in rows], ids.dtype))
+        for place, (_, jpeg) in zip(places.tolist(), rows, strict=True):
             yield from [None] * (place - at)
             yield jpeg
             at = place + 1
@@ -56,7 +58,7 @@ def codes_of(held: Loaded, ids: np.ndarray, m: int) -> sparse.csr_matrix:
     indices, weights = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
     for part in held.by_image("codes"):
         found = held.arrays(f"SELECT image_id, concept_id, weight FROM ({part.sql}) WHERE weight > 0")
-        first, last = np.searchsorted(ids, (part.first, part.last))
+        first, last = np.searchsorted(ids, np.array([part.first, part.last], ids.dtype))
         places = np.searchsorted(ids, found["image_id"]) - first, found["concept_id"]
         shape = (int(last - first) + 1, m)
         W = sparse.csr_matrix((found["weight"].astype(np.float32), places), shape=shape)

@@ -16,6 +16,7 @@ from training.errors import CallError, SparsightError
 from training.terminal import progress
 
 STORE_BYTES = 500 << 20  # of Ray's object store on this machine: batches of prepared pictures pass through it
+BLOCKS = 4096  # into which the work is cut at most: Ray keeps a record of each
 BIRTHS = 5  # in a row in which a worker may die before it has begun
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -150,7 +151,7 @@ def run_stages(
     import ray.data
 
     packed = [{"item": pickle.dumps(item)} for item in items]
-    rows: ray.data.Dataset = ray.data.from_items(packed, override_num_blocks=len(items))
+    rows: ray.data.Dataset = ray.data.from_items(packed, override_num_blocks=min(len(items), BLOCKS))
     share = 1.0 if machines.cpus >= len(stages) else machines.cpus / len(stages)
     for stage in stages:
         most = machines.gpus if stage.gpu else machines.cpus
