@@ -91,10 +91,7 @@ def make_index(folder: Path, n: int, seed: int = 0) -> None:
         parts, l1, gap = [], np.empty(n, np.float32), np.empty(n, np.float32)
         for start in range(0, n, PIECE):
             rows = slice(start, min(start + PIECE, n))
-            drawn = real[rng.integers(0, len(real), rows.stop - start)]
-            noise = rng.standard_normal(drawn.shape, np.float32)
-            drawn = drawn + NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
-            X[rows] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+            X[rows] = noisy(real, rows.stop - start, rng)
             codes = encode_sparse(np.array(X[rows]), dictionary.D, config.coder)
             parts.append(codes.W)
             l1[rows], gap[rows] = codes.l1, codes.gap
@@ -108,6 +105,14 @@ def make_index(folder: Path, n: int, seed: int = 0) -> None:
         )
         with writing(folder, "bench"):
             write_store(folder, contents)
+
+
+def noisy(real: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n unit rows: rows of `real` (k, d), drawn at random, with noise."""
+    drawn = real[rng.integers(0, len(real), n)]
+    noise = rng.standard_normal(drawn.shape, np.float32)
+    drawn = drawn + NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
 
 
 def described_rows(n: int) -> Described:
