@@ -140,7 +140,8 @@ class ShardMaker:
             X = centre(X, shared.means.image)
         codes = encode_sparse(X, D, shared.meta.coder, device=self._device)
         residuals = code_residuals(X, codes.W, D, shared.quantiser) if shared.quantiser else None
-        known = [json.loads(batch.notes["taken"])[row] for batch, rows in batches for row in rows]
+        taken = [(json.loads(batch.notes["taken"]), rows) for batch, rows in batches]
+        known = [every[row] for every, rows in taken for row in rows]
         described = Described(
             paths=[name for name, *_ in known],
             splits=shard.splits,
