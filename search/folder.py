@@ -89,7 +89,7 @@ class FolderEngine(Engine):
         return self.store.thumbnails(image_ids)
 
     def embeddings_of(self, image_ids: Sequence[int]) -> np.ndarray:
-        return self.store.embeddings_of(image_ids)
+        return self.store.embeddings(self.places_of(image_ids))
 
     def codes_of(self, image_ids: Sequence[int], *, residual: bool = True) -> list[Code]:
         """From memory where a query has put them there."""
