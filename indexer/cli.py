@@ -13,6 +13,7 @@ import click
 
 from indexer.config import NEAR_SYNONYMS, READABLE, SAME, CoderConfig, IndexConfig
 from indexer.milvus import Address, shown_place, store_option
+from indexer.printing import list_items, print_added, print_built
 from indexer.ray import RayOptions, ray_options
 from indexer.shard_commands import index_as, like_option, split
 from training.commands import Command, FilePath, Group, data_option, device_option, index_option, json_option
@@ -22,7 +23,6 @@ from training.terminal import printable
 
 if TYPE_CHECKING:
     from indexer.build import Built
-    from indexer.update import Added
     from training.data.cifar10 import Pictures as Cifar10
     from training.encoders import Encoder
 
@@ -147,7 +147,7 @@ def index(
     if isinstance(index_dir, Address) and (like or on_ray):
         raise CallError("--like and --engine ray build index folders: leave out --store")
     if like is not None:
-        return _print_added(index_dir, index_as(ctx, like), False, "added")
+        return print_added(index_dir, index_as(ctx, like), False, "added")
     if no_vectors and dense != IndexConfig.dense:
         raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
     from indexer.build import index_bundled, index_pictures
@@ -169,13 +169,13 @@ def index(
     concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
         built = _build_path(index_dir, path, loaded, config, on_ray, labels=labels is not None)
-        return _print_built(index_dir, built)
+        return print_built(index_dir, built)
     pictures = None if bundled else _cifar10(data_dir, loaded)
     if pictures is None:
         built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
         built = index_pictures(index_dir, pictures, loaded, config)
-    _print_built(index_dir, built)
+    print_built(index_dir, built)
 
 
 def _build_path(
@@ -271,40 +271,14 @@ def add(
 
     patterns = check_patterns(exclude)
     if dry_run:
-        _print_added(index_dir, plan_add(index_dir, paths, verify=verify, exclude=patterns), as_json, "would be added")
+        print_added(index_dir, plan_add(index_dir, paths, verify=verify, exclude=patterns), as_json, "would be added")
         return
     from training.encoders import open_encoder
 
     with opened(index_dir) as held:
         source = encoder or held.meta.encoder_source
     done = add_pictures(index_dir, paths, open_encoder(source, device), verify=verify, exclude=patterns)
-    _print_added(index_dir, done, as_json, "added")
-
-
-def _print_added(index_dir: Path | Address, done: Added, as_json: bool, verb: str) -> None:
-    plan, changed = done.plan, set(done.plan.changed)
-    ids: list[int | None] = [*done.ids] or [None] * len(plan.added)
-    added = [(path, image_id) for (path, _), image_id in zip(plan.added, ids, strict=True)]
-    if as_json:
-        lines = [
-            *({"path": p, "status": "changed" if p in changed else "added", "id": i} for p, i in added),
-            *({"path": p, "status": "moved", "id": i} for i, p in plan.moved.items()),
-            *({"path": p, "status": "duplicate", "of": of} for p, of in plan.duplicates),
-            *({"path": p, "status": "skipped", "reason": reason} for p, reason in done.skipped),
-        ]
-        for line in lines:
-            click.echo(json.dumps(line))
-        return
-    _list("duplicates, not added", [(path, f"the same as {of}") for path, of in plan.duplicates])
-    _list_skipped("skipped", done.skipped)
-    if verb != "added":
-        _list(verb, [(path, "its file has changed" if path in changed else "new") for path, _ in added])
-    replaced = sum(path in changed for path, _ in added)
-    click.echo(
-        f"{shown_place(index_dir)}: {len(added) - replaced} {verb}, {replaced} changed, {len(plan.moved)} moved, "
-        f"{len(plan.duplicates)} duplicates, {len(plan.unchanged)} unchanged, {len(done.skipped)} skipped; "
-        f"{done.n} pictures"
-    )
+    print_added(index_dir, done, as_json, "added")
 
 
 @click.command(cls=Command)
@@ -332,7 +306,7 @@ def remove(
         for image_id, path in removed:
             click.echo(json.dumps({"path": path, "status": verb, "id": image_id}))
         return
-    _list(verb, [(path, f"id {image_id}") for image_id, path in removed])
+    list_items(verb, [(path, f"id {image_id}") for image_id, path in removed])
     click.echo(f"{shown_place(index_dir)}: {len(removed)} {verb}")
 
 
@@ -374,41 +348,6 @@ def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
     if faults := [f for f in findings if f.status == "fault"]:
         checks = ", ".join(dict.fromkeys(f.check for f in faults))
         raise SparsightError(f"{shown_path(index_dir)}: {len(faults)} faults ({checks}); {faults[0].hint}")
-
-
-def _list_skipped(what: str, skipped: Sequence[tuple[str, str]]) -> None:
-    """What was not taken, on stderr: counted where its kind or its name says why, else one by one."""
-    from indexer.pictures import summarised
-
-    lines, rest = summarised(skipped)
-    _list(what, rest)
-    for line in lines:
-        click.echo(printable(line), err=True)
-
-
-def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
-    """The first few paths with what is to be said of them, on stderr."""
-    if not items:
-        return
-    click.echo(f"{what}: {len(items)}", err=True)
-    for path, note in items[:shown]:
-        click.echo(f"  {printable(path)}: {printable(note)}", err=True)
-    if len(items) > shown:
-        click.echo(f"  ... and {len(items) - shown} more", err=True)
-
-
-def _print_built(index_dir: Path | Address, built: Built) -> None:
-    from indexer.store import DATABASE
-
-    meta = built.meta
-    listed = "" if isinstance(index_dir, Address) else f", listed in table `skipped` of {index_dir / DATABASE}"
-    _list_skipped(f"skipped{listed}", built.skipped)
-    click.echo(
-        f"{shown_place(index_dir)}: {meta.n} pictures, {meta.m} concepts, "
-        f"{meta.nnz / max(1, meta.n):.2f} concepts a picture ({meta.embedded})"
-        + (f", residuals by {meta.residual}" if meta.residual else "")
-        + ("" if meta.keeps_vectors else ", no exact embeddings")
-    )
 
 
 @click.group(cls=Group)

@@ -38,9 +38,9 @@ class Index:
     """An open index. Close it after use, or use it as a context manager.
 
     folder: where `sparsight index` built it, or `milvus:URI`; of several, or a folder of such, each is a shard.
-    encoder: the encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`, `cpu`, `cuda`
-    or `mps`. The encoder is opened when it is first needed: searching by concepts, or by pictures of the index, needs
-    none.
+    encoder: the encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`,
+    `cpu`, `cuda` or `mps`. The encoder is opened when it is first needed: searching by concepts, or by pictures of the
+    index, needs none.
 
     Raises `SparsightError` where the folder holds no index or a damaged one, and, once the encoder is needed, where
     that is not the one that the index was built with. A `picture` is a file, or a picture of the index by its id or

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What to ask: an index in a folder, shards in several, or one in Milvus, its encoder where that lies elsewhere now,
+    """What to ask: an index in a folder, shards in several, or one in Milvus; its encoder where that lies elsewhere;
     and where torch computes."""
 
     folders: tuple[Path, ...] | Address
