@@ -46,9 +46,10 @@ def open(
 ) -> Index:
     """Opens the index in a folder, to search and to change it; close it after use, or use it in a `with` statement.
 
-    Several folders, or a folder of folders, are shards: they are searched as one index. encoder: the encoder that it
-    was built with, where that lies elsewhere now. device: where torch computes, `auto`, `cpu`, `cuda` or `mps`. Raises
-    `SparsightError` where the folder holds no index, or a damaged one, or shards do not fit together.
+    Several folders, or a folder of folders, are shards: they are searched as one index; `milvus:URI` is one in Milvus.
+    encoder: the encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`,
+    `cpu`, `cuda` or `mps`. Raises `SparsightError` where the folder holds no index, or a damaged one, or shards do not
+    fit together.
     """
     from search.index import Index
 

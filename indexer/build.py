@@ -14,14 +14,18 @@ import numpy as np
 from indexer.coding import NOUNS, Dictionary, choose_l1, encode_sparse, make_dictionary, meaningful, merge_same
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, encode_files, encode_pixels
+from indexer.milvus.address import Address
+from indexer.milvus.held import work_folder
+from indexer.milvus.measures import keep_measures
+from indexer.milvus.reader import MilvusStore
+from indexer.milvus.writer import refuse_in_milvus, write_milvus
 from indexer.pictures import Excluded, Skipped, find_pictures, folder_labels, formats, summarised
 from indexer.plan import plan_addition
 from indexer.residual import make_residuals, read_description
 from indexer.store import Classes, Contents, Described, IndexMeta, Journal, Pictures, Skip, Store, write_store, writing
 from indexer.store.approximate import refuse_description
-from indexer.store.chance import index_best
 from indexer.store.dense import FLAT, open_dense
-from indexer.store.familiarity import index_familiarity
+from indexer.store.held import measure_folder
 from training.data.cifar10 import CLASSES
 from training.data.cifar10 import Pictures as Cifar10
 from training.encoders import Encoder, Means, SplitEmbeddings, centre, mean_of
@@ -30,6 +34,7 @@ from training.errors import SparsightError
 from training.files import path_text
 from training.terminal import printable, progress
 
+Place = Path | Address  # of an index: a folder, or one in Milvus
 BUNDLED, FROM_PICTURES = "bundled", "from the pictures"  # how an index's embeddings came about
 
 
@@ -68,20 +73,27 @@ class Built:
     skipped: Sequence[Skip] = ()
 
 
-def refuse_unfit(config: IndexConfig, encoder: Encoder, n: int) -> None:
+def work_at(place: Place) -> Path:
+    """The folder of what is encoded for an index and is not in it yet, and of its lock."""
+    return work_folder(place) if isinstance(place, Address) else place
+
+
+def refuse_unfit(place: Place, config: IndexConfig, encoder: Encoder, n: int) -> None:
     """Raises `CallError` for a dense index or residuals that n pictures cannot have, before any is encoded."""
+    if isinstance(place, Address):
+        return refuse_in_milvus(place, config.dense, config.residual)
     if config.dense != FLAT:
         refuse_description(config.dense, encoder.dim, n)
     if config.residual:
         read_description(config.residual, encoder.dim, n)
 
 
-def index_pictures(folder: Path, pictures: Cifar10, encoder: Encoder, config: IndexConfig) -> Built:
-    """Encodes CIFAR-10's pictures and writes both indexes to `folder`."""
-    refuse_unfit(config, encoder, len(pictures.pixels))
+def index_pictures(place: Place, pictures: Cifar10, encoder: Encoder, config: IndexConfig) -> Built:
+    """Encodes CIFAR-10's pictures and writes both indexes to a place."""
+    refuse_unfit(place, config, encoder, len(pictures.pixels))
     hashes = [hashlib.sha256(p.tobytes()).hexdigest() for p in pictures.pixels]
-    with writing(folder, "index"):
-        journal = Journal(folder, encoder)
+    with writing(work := work_at(place), "index"):
+        journal = Journal(work, encoder)
         encode_pixels(pictures.pixels, hashes, encoder, journal, config.batch_size)
         described = Described(
             paths=[f"cifar10/{s}/{name}" for s, name in zip(pictures.splits, pictures.names, strict=True)],
@@ -91,15 +103,15 @@ def index_pictures(folder: Path, pictures: Cifar10, encoder: Encoder, config: In
             hashes=hashes,
             thumbnails=journal.thumbnails(hashes),
         )
-        built = write_index(folder, journal.vectors(hashes), described, encoder, config, Source(dataset="CIFAR-10"))
+        built = write_index(place, journal.vectors(hashes), described, encoder, config, Source(dataset="CIFAR-10"))
         journal.clear()
     return built
 
 
-def index_bundled(folder: Path, embeddings: SplitEmbeddings, encoder: Encoder, config: IndexConfig) -> Built:
+def index_bundled(place: Place, embeddings: SplitEmbeddings, encoder: Encoder, config: IndexConfig) -> Built:
     """Indexes the embeddings of CIFAR-10's test pictures that ship with the encoder."""
     n = len(embeddings.X)
-    refuse_unfit(config, encoder, n)
+    refuse_unfit(place, config, encoder, n)
     names = list(encoder.concepts)
     described = Described(
         paths=[f"cifar10/test/{i:05d}" for i in range(n)],
@@ -107,29 +119,29 @@ def index_bundled(folder: Path, embeddings: SplitEmbeddings, encoder: Encoder, c
         labels=[CLASSES[y] for y in embeddings.labels],
         terms=[names[t] if t >= 0 else None for t in embeddings.terms],
     )
-    with writing(folder, "index"):
+    with writing(work_at(place), "index"):
         source = Source(dataset="CIFAR-10", embedded=BUNDLED)
-        return write_index(folder, embeddings.X, described, encoder, config, source)
+        return write_index(place, embeddings.X, described, encoder, config, source)
 
 
-def index_folder(folder: Path, root: Path, encoder: Encoder, config: IndexConfig, *, labels: bool = False) -> Built:
-    """Encodes the pictures below `root` and writes both indexes to `folder`.
+def index_folder(place: Place, root: Path, encoder: Encoder, config: IndexConfig, *, labels: bool = False) -> Built:
+    """Encodes the pictures below `root` and writes both indexes to a place.
 
     labels: the folders' names are the pictures' labels, and the index's classes. What cannot be read, and what has
     the content of a picture before it, is skipped, with its reason. Raises `SparsightError` where there is no picture
     to index, or no label where they are asked for.
     """
     found, left = pictures_below(root, config, labels=labels)
-    refuse_unfit(config, encoder, len(found))
-    with writing(folder, "index"):
-        journal = Journal(folder, encoder)
+    refuse_unfit(place, config, encoder, len(found))
+    with writing(work := work_at(place), "index"):
+        journal = Journal(work, encoder)
         read = encode_files(found, encoder, journal, config.batch_size)
         added, skipped = taken_of(read, left, root)
         source = folder_source(root, config, labels=labels)
         described = describe_files(added, read, journal, source.root if labels else None)
         source = replace(source, classes=classes_of(described.labels))
         X = journal.vectors([read.seen[path].content_hash for path in added])
-        built = write_index(folder, X, described, encoder, config, source, skipped)
+        built = write_index(place, X, described, encoder, config, source, skipped)
         journal.clear()
     return built
 
@@ -200,7 +212,7 @@ def describe_files(paths: Sequence[str], read: FilesRead, journal: Journal, labe
 
 
 def write_index(
-    folder: Path,
+    place: Place,
     X: np.ndarray,
     described: Described,
     encoder: Encoder,
@@ -226,8 +238,13 @@ def write_index(
         skipped=skipped,
     )
     print("writing the index ...", file=sys.stderr)
-    meta = write_store(folder, contents)
-    complete(folder, encoder)
+    if isinstance(place, Address):
+        meta = write_milvus(place, contents)
+        with MilvusStore(place) as stored:
+            keep_measures(stored, encoder.encode_texts)
+        return Built(meta, skipped)
+    meta = write_store(place, contents)
+    complete(place, encoder)
     return Built(meta, skipped)
 
 
@@ -259,8 +276,7 @@ def complete(folder: Path, encoder: Encoder) -> None:
     with Store(folder) as store:
         if store.meta.dense_factory != FLAT:
             open_dense(store)
-        index_best(store, encoder.encode_texts)
-        index_familiarity(store)
+    measure_folder(folder, encoder.encode_texts)
 
 
 def fitted(config: IndexConfig, X: Rows, D: np.ndarray) -> IndexConfig:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from indexer.config import NEAR_SYNONYMS, READABLE, SAME, CoderConfig, IndexConfig
+from indexer.milvus import Address, shown_place, store_option
+from indexer.printing import list_items, print_added, print_built
 from indexer.ray import RayOptions, ray_options
 from indexer.shard_commands import index_as, like_option, split
 from training.commands import Command, FilePath, Group, data_option, device_option, index_option, json_option
@@ -21,7 +23,6 @@ from training.terminal import printable
 
 if TYPE_CHECKING:
     from indexer.build import Built
-    from indexer.update import Added
     from training.data.cifar10 import Pictures as Cifar10
     from training.encoders import Encoder
 
@@ -39,6 +40,7 @@ exclude_option = click.option(
 @click.argument("path", required=False, type=FilePath())
 @click.option("--labels", type=click.Choice(["folders"]), help="Take the names of PATH's folders as labels.")
 @index_option
+@store_option
 @data_option
 @click.option(
     "--encoder",
@@ -114,7 +116,7 @@ def index(
     ctx: click.Context,
     path: Path | None,
     labels: str | None,
-    index_dir: Path,
+    index_dir: Path | Address,
     data_dir: Path,
     encoder: str | None,
     dictionary: str,
@@ -142,8 +144,10 @@ def index(
     what has the content of another, is skipped and listed.
     """
     _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
+    if isinstance(index_dir, Address) and (like or on_ray):
+        raise CallError("--like and --engine ray build index folders: leave out --store")
     if like is not None:
-        return _print_added(index_dir, index_as(ctx, like), False, "added")
+        return print_added(index_dir, index_as(ctx, like), False, "added")
     if no_vectors and dense != IndexConfig.dense:
         raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
     from indexer.build import index_bundled, index_pictures
@@ -161,23 +165,29 @@ def index(
     merge = merge or (SAME if loaded.concepts else NEAR_SYNONYMS)
     config = IndexConfig(dictionary, templates or None, patterns, dense, recall, concepts, merge, coder)
     config = replace(config, residual=residual, vectors=not no_vectors)
-    tell(f"encoder {loaded.name} on {chosen}, index {shown_path(index_dir)}")
+    tell(f"encoder {loaded.name} on {chosen}, index {shown_place(index_dir)}")
     concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
         built = _build_path(index_dir, path, loaded, config, on_ray, labels=labels is not None)
-        return _print_built(index_dir, built)
+        return print_built(index_dir, built)
     pictures = None if bundled else _cifar10(data_dir, loaded)
     if pictures is None:
         built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
         built = index_pictures(index_dir, pictures, loaded, config)
-    _print_built(index_dir, built)
+    print_built(index_dir, built)
 
 
 def _build_path(
-    index_dir: Path, path: Path, encoder: Encoder, config: IndexConfig, on_ray: RayOptions | None, *, labels: bool
+    index_dir: Path | Address,
+    path: Path,
+    encoder: Encoder,
+    config: IndexConfig,
+    on_ray: RayOptions | None,
+    *,
+    labels: bool,
 ) -> Built:
-    if on_ray is not None:
+    if on_ray is not None and isinstance(index_dir, Path):
         from indexer.ray.run import index_on_ray
 
         return index_on_ray(index_dir, path, encoder, config, on_ray, labels=labels)
@@ -236,6 +246,7 @@ def _refuse_senseless(
 @click.option("--verify", is_flag=True, help="Read every file, also those of the size and time that the index knows.")
 @exclude_option
 @index_option
+@store_option
 @click.option("--encoder", default=None, help="The index's encoder, where it lies elsewhere now.")
 @json_option
 @device_option
@@ -244,7 +255,7 @@ def add(
     dry_run: bool,
     verify: bool,
     exclude: tuple[str, ...],
-    index_dir: Path,
+    index_dir: Path | Address,
     encoder: str | None,
     as_json: bool,
     device: str,
@@ -256,45 +267,18 @@ def add(
     addition goes on where it ended.
     """
     from indexer.pictures import check_patterns
-    from indexer.update import add_pictures, plan_add
+    from indexer.update import add_pictures, opened, plan_add
 
     patterns = check_patterns(exclude)
     if dry_run:
-        _print_added(index_dir, plan_add(index_dir, paths, verify=verify, exclude=patterns), as_json, "would be added")
+        print_added(index_dir, plan_add(index_dir, paths, verify=verify, exclude=patterns), as_json, "would be added")
         return
-    from indexer.store import Store
     from training.encoders import open_encoder
 
-    with Store(index_dir) as store:
-        source = encoder or store.meta.encoder_source
+    with opened(index_dir) as held:
+        source = encoder or held.meta.encoder_source
     done = add_pictures(index_dir, paths, open_encoder(source, device), verify=verify, exclude=patterns)
-    _print_added(index_dir, done, as_json, "added")
-
-
-def _print_added(index_dir: Path, done: Added, as_json: bool, verb: str) -> None:
-    plan, changed = done.plan, set(done.plan.changed)
-    ids: list[int | None] = [*done.ids] or [None] * len(plan.added)
-    added = [(path, image_id) for (path, _), image_id in zip(plan.added, ids, strict=True)]
-    if as_json:
-        lines = [
-            *({"path": p, "status": "changed" if p in changed else "added", "id": i} for p, i in added),
-            *({"path": p, "status": "moved", "id": i} for i, p in plan.moved.items()),
-            *({"path": p, "status": "duplicate", "of": of} for p, of in plan.duplicates),
-            *({"path": p, "status": "skipped", "reason": reason} for p, reason in done.skipped),
-        ]
-        for line in lines:
-            click.echo(json.dumps(line))
-        return
-    _list("duplicates, not added", [(path, f"the same as {of}") for path, of in plan.duplicates])
-    _list_skipped("skipped", done.skipped)
-    if verb != "added":
-        _list(verb, [(path, "its file has changed" if path in changed else "new") for path, _ in added])
-    replaced = sum(path in changed for path, _ in added)
-    click.echo(
-        f"{shown_path(index_dir)}: {len(added) - replaced} {verb}, {replaced} changed, {len(plan.moved)} moved, "
-        f"{len(plan.duplicates)} duplicates, {len(plan.unchanged)} unchanged, {len(done.skipped)} skipped; "
-        f"{done.n} pictures"
-    )
+    print_added(index_dir, done, as_json, "added")
 
 
 @click.command(cls=Command)
@@ -303,8 +287,11 @@ def _print_added(index_dir: Path, done: Added, as_json: bool, verb: str) -> None
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and change nothing.")
 @click.option("--yes", is_flag=True, help="With --missing: also where a whole folder, or more than a tenth, is gone.")
 @index_option
+@store_option
 @json_option
-def remove(targets: tuple[str, ...], missing: bool, dry_run: bool, yes: bool, index_dir: Path, as_json: bool) -> None:
+def remove(
+    targets: tuple[str, ...], missing: bool, dry_run: bool, yes: bool, index_dir: Path | Address, as_json: bool
+) -> None:
     """Removes pictures from an index (never their files): by id, by path, or all below a folder."""
     if not targets and not missing:
         raise CallError("name what is to be removed: ids, paths, folders, or --missing")
@@ -319,8 +306,8 @@ def remove(targets: tuple[str, ...], missing: bool, dry_run: bool, yes: bool, in
         for image_id, path in removed:
             click.echo(json.dumps({"path": path, "status": verb, "id": image_id}))
         return
-    _list(verb, [(path, f"id {image_id}") for image_id, path in removed])
-    click.echo(f"{shown_path(index_dir)}: {len(removed)} {verb}")
+    list_items(verb, [(path, f"id {image_id}") for image_id, path in removed])
+    click.echo(f"{shown_place(index_dir)}: {len(removed)} {verb}")
 
 
 @click.command(cls=Command)
@@ -361,40 +348,6 @@ def doctor(repair: bool, index_dir: Path, as_json: bool) -> None:
     if faults := [f for f in findings if f.status == "fault"]:
         checks = ", ".join(dict.fromkeys(f.check for f in faults))
         raise SparsightError(f"{shown_path(index_dir)}: {len(faults)} faults ({checks}); {faults[0].hint}")
-
-
-def _list_skipped(what: str, skipped: Sequence[tuple[str, str]]) -> None:
-    """What was not taken, on stderr: counted where its kind or its name says why, else one by one."""
-    from indexer.pictures import summarised
-
-    lines, rest = summarised(skipped)
-    _list(what, rest)
-    for line in lines:
-        click.echo(printable(line), err=True)
-
-
-def _list(what: str, items: Sequence[tuple[str, str]], shown: int = 5) -> None:
-    """The first few paths with what is to be said of them, on stderr."""
-    if not items:
-        return
-    click.echo(f"{what}: {len(items)}", err=True)
-    for path, note in items[:shown]:
-        click.echo(f"  {printable(path)}: {printable(note)}", err=True)
-    if len(items) > shown:
-        click.echo(f"  ... and {len(items) - shown} more", err=True)
-
-
-def _print_built(index_dir: Path, built: Built) -> None:
-    from indexer.store import DATABASE
-
-    meta = built.meta
-    _list_skipped(f"skipped, listed in table `skipped` of {index_dir / DATABASE}", built.skipped)
-    click.echo(
-        f"{shown_path(index_dir)}: {meta.n} pictures, {meta.m} concepts, "
-        f"{meta.nnz / max(1, meta.n):.2f} concepts a picture ({meta.embedded})"
-        + (f", residuals by {meta.residual}" if meta.residual else "")
-        + ("" if meta.keeps_vectors else ", no exact embeddings")
-    )
 
 
 @click.group(cls=Group)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,27 +20,15 @@ from indexer.build import describe_files
 from indexer.coding import encode_sparse
 from indexer.config import IndexConfig
 from indexer.encode import FilesRead, Seen, encode_files
+from indexer.milvus.address import Address
+from indexer.milvus.held import HeldMilvus, held_milvus, work_folder
+from indexer.milvus.measures import keep_measures
 from indexer.pictures import Excluded, Skipped, find_pictures, folder_labels, hash_files
 from indexer.plan import Plan, plan_addition
 from indexer.residual import code_residuals
-from indexer.store import (
-    Change,
-    Classes,
-    Journal,
-    Moved,
-    Pictures,
-    Skip,
-    Store,
-    change_store,
-    compact_store,
-    refuse_no_index,
-    unused_files,
-    writing,
-)
-from indexer.store.chance import index_best
-from indexer.store.familiarity import index_familiarity
-from indexer.store.naming import existing_file, is_id, pictures_at
-from indexer.store.residuals import read_quantiser
+from indexer.store import Change, Classes, Journal, Moved, Pictures, Skip, compact_store
+from indexer.store.held import Held, HeldFolder, held_folder, measure_folder
+from indexer.store.naming import existing_file
 from training.encoders import Encoder, centre
 from training.encoders.centring import CentredEncoder
 from training.errors import CallError, SparsightError
@@ -50,17 +38,16 @@ from training.terminal import progress
 MOST_MISSING = 0.1  # of an index's files: if more are gone, it is asked whether a drive is missing
 
 
-@contextmanager
-def changing(folder: Path, command: str) -> Iterator[Store]:
-    """The index of a folder, opened once for a change, and the folder's lock held.
+def changing(place: Path | Address, command: str) -> AbstractContextManager[Held]:
+    """The index at a place, opened once for a change, while nobody else changes it."""
+    if isinstance(place, Address):
+        return held_milvus(place, command)
+    return held_folder(place, command)
 
-    Files of an earlier state that a writer died before it could remove go first: there may be nothing to change.
-    """
-    refuse_no_index(folder)  # before the lock makes a folder
-    with writing(folder, command), Store(folder) as store:
-        for left in unused_files(folder, store.meta):
-            left.unlink(missing_ok=True)
-        yield store
+
+def opened(place: Path | Address) -> AbstractContextManager[Held]:
+    """The index at a place, to be read."""
+    return HeldMilvus(place) if isinstance(place, Address) else HeldFolder(place)
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,7 @@ class Added:
 
 
 def add_pictures(
-    folder: Path,
+    place: Path | Address,
     paths: Sequence[Path],
     encoder: Encoder,
     *,
@@ -92,13 +79,13 @@ def add_pictures(
     folder labels takes those of pictures below its root. Stopped, an addition goes on from the batches that it had
     encoded. Raises `SparsightError` where a path is missing, or the encoder another.
     """
-    with changing(folder, "add") as store:
-        store.meta.refuse_another(encoder, folder)
+    with changing(place, "add") as store:
+        store.meta.refuse_another(encoder, store.name)
         excluded = _excluded(store, exclude)
         found, skipped = _find(paths, excluded)
         unchanged, unread = _stamped(store, found, verify)
-        journal = Journal(folder, encoder)
-        indexed = _Contents(store) if unread else frozenset()
+        journal = Journal(work_folder(place) if isinstance(place, Address) else place, encoder)
+        indexed = store.contents() if unread else frozenset()
         read = encode_files(unread, encoder, journal, batch_size, indexed)
         plan = _plan(store, unchanged | read.seen)
         skipped += read.skipped
@@ -109,25 +96,30 @@ def add_pictures(
             journal.clear()
             return Added(plan, skipped, len(store))
         first = store.meta.next_id
-        meta = change_store(folder, store, change)
-        _measure(folder, encoder)
+        meta = store.change(change)
+        means = store.means()
+        _measure(place, encoder if means is None else CentredEncoder(encoder, means))
         journal.clear()
     return Added(plan, skipped, meta.n, list(range(first, meta.next_id)))
 
 
-def _measure(folder: Path, encoder: Encoder) -> None:
-    """Where an index has grown much, what scores mean in it, and what is familiar to it, is measured anew."""
-    with Store(folder) as store:
-        means = store.means()
-        if len(store):
-            index_best(store, (encoder if means is None else CentredEncoder(encoder, means)).encode_texts)
-            index_familiarity(store, encoder.source)
+def _measure(place: Path | Address, encoder: Encoder) -> None:
+    """Where an index has grown much, what scores mean in it, and what is familiar to it, is measured anew.
+
+    encoder: centred as the index is."""
+    if isinstance(place, Address):
+        with HeldMilvus(place) as store:
+            keep_measures(store, encoder.encode_texts, encoder.source)
+    else:
+        measure_folder(place, encoder.encode_texts, encoder.source)
 
 
-def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False, exclude: Sequence[str] = ()) -> Added:
+def plan_add(
+    place: Path | Address, paths: Sequence[Path], *, verify: bool = False, exclude: Sequence[str] = ()
+) -> Added:
     """What `add_pictures` would do; changes nothing. Files are read, but not decoded: some may turn out to be no
     pictures."""
-    with Store(folder) as store:
+    with opened(place) as store:
         found, skipped = _find(paths, _excluded(store, exclude))
         unchanged, unread = _stamped(store, found, verify)
         read = FilesRead()
@@ -141,7 +133,7 @@ def plan_add(folder: Path, paths: Sequence[Path], *, verify: bool = False, exclu
         return Added(_plan(store, unchanged | read.seen), skipped + read.skipped, len(store))
 
 
-def _excluded(store: Store, more: Sequence[str]) -> Excluded:
+def _excluded(store: Held, more: Sequence[str]) -> Excluded:
     """What an index leaves out, and what it is to leave out beside that."""
     return Excluded(store.meta.root, tuple(dict.fromkeys((*store.meta.exclude, *more))))
 
@@ -167,7 +159,7 @@ def _find(paths: Sequence[Path], excluded: Excluded) -> tuple[list[str], list[Sk
     return list(found), [Skip(path_text(s.path), s.reason) for s in left]
 
 
-def _stamped(store: Store, paths: Sequence[str], verify: bool) -> tuple[dict[str, Seen], list[str]]:
+def _stamped(store: Held, paths: Sequence[str], verify: bool) -> tuple[dict[str, Seen], list[str]]:
     """What the files hold that have the size and time of change that the index knows; and the paths of the others."""
     texts = {path: path_text(path) for path in paths}
     known = {} if verify else store.images_at(texts.values())
@@ -187,20 +179,7 @@ def _stamped(store: Store, paths: Sequence[str], verify: bool) -> tuple[dict[str
     return unchanged, unread
 
 
-class _Contents(Container[str]):
-    """The contents that an index holds, told by the first 60 bits of their hash: 8 bytes a picture. Of a thousand new
-    pictures and a million known ones, one would be taken for known with a probability of 10⁻⁹."""
-
-    def __init__(self, store: Store):
-        self._prefixes = store.content_prefixes()
-
-    def __contains__(self, content_hash: object) -> bool:
-        prefix = int(str(content_hash)[:15], 16)
-        at = int(np.searchsorted(self._prefixes, prefix))
-        return at < len(self._prefixes) and int(self._prefixes[at]) == prefix
-
-
-def _plan(store: Store, seen: dict[str, Seen]) -> Plan:
+def _plan(store: Held, seen: dict[str, Seen]) -> Plan:
     hashes = {path: s.content_hash for path, s in seen.items()}
     rows = store.images_holding(set(hashes.values())) + list(store.images_at(seen).values())
     known = {row.path: (row.image_id, row.content_hash) for row in sorted(rows)}
@@ -208,11 +187,11 @@ def _plan(store: Store, seen: dict[str, Seen]) -> Plan:
 
 
 def _change(
-    store: Store, plan: Plan, read: FilesRead, skipped: Sequence[Skip], journal: Journal, encoder: Encoder
+    store: Held, plan: Plan, read: FilesRead, skipped: Sequence[Skip], journal: Journal, encoder: Encoder
 ) -> Change:
     """What follows from a plan: the new pictures coded, and every other row that is to change."""
     paths, hashes = [path for path, _ in plan.added], [h for _, h in plan.added]
-    X = journal.vectors(hashes) if hashes else np.zeros((0, store.d), np.float32)
+    X = journal.vectors(hashes) if hashes else np.zeros((0, store.meta.d), np.float32)
     means = store.means()
     if means is not None:
         X, encoder = centre(X, means.image), CentredEncoder(encoder, means)
@@ -223,7 +202,7 @@ def _change(
             codes = encode_sparse(X, store.dictionary(), store.meta.coder, device=encoder.device, progress=step)
         described = describe_files(paths, read, journal, None)
         described = replace(described, splits=[places[p][0] for p in paths], labels=[places[p][1] for p in paths])
-        quantiser = read_quantiser(store)
+        quantiser = store.quantiser()
         residuals = code_residuals(X, codes.W, store.dictionary(), quantiser) if quantiser else None
         added = Pictures(X=X, W=codes.W, l1=codes.l1, gap=codes.gap, described=described, residuals=residuals)
     held = set(store.skipped()) if skipped else set()
@@ -237,7 +216,7 @@ def _change(
     )
 
 
-def _stamps(store: Store, plan: Plan, read: FilesRead) -> dict[int, tuple[int, int]]:
+def _stamps(store: Held, plan: Plan, read: FilesRead) -> dict[int, tuple[int, int]]:
     """Size and time of change of files that were read and whose pictures the index holds already."""
     known = store.images_at(path for path in plan.unchanged if path in read.seen)
     ids = {row.image_id: path for path, row in known.items()} | plan.moved
@@ -245,7 +224,7 @@ def _stamps(store: Store, plan: Plan, read: FilesRead) -> dict[int, tuple[int, i
     return {i: (s.size, s.changed) for i, s in found.items() if s.changed is not None}
 
 
-def _folder_labels(store: Store, paths: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+def _folder_labels(store: Held, paths: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
     """Split and label of each path, where the index takes them from the folders below its root."""
     root = store.meta.root
     if store.meta.labels != "folders":
@@ -255,40 +234,42 @@ def _folder_labels(store: Store, paths: Sequence[str]) -> dict[str, tuple[str | 
     return dict.fromkeys(paths, (None, None)) | dict(zip(below, zip(splits, labels, strict=True), strict=True))
 
 
-def _label_depth(store: Store) -> int | None:
+def _label_depth(store: Held) -> int | None:
     """How many folders stand above those that are the labels, as the index's pictures tell; None where none does."""
-    sql = "SELECT max(split IS NOT NULL)::INTEGER FROM images WHERE split IS NOT NULL OR label IS NOT NULL"
-    return store.rows(sql)[0][0]
+    has_splits = store.has_splits()
+    return None if has_splits is None else int(has_splits)
 
 
-def _new_classes(store: Store, labels: set[str | None], encoder: Encoder) -> Classes | None:
+def _new_classes(store: Held, labels: set[str | None], encoder: Encoder) -> Classes | None:
     """Classes that only the added pictures have, embedded as the index's were."""
     names = sorted({label for label in labels if label is not None} - set(store.classes().names))
     return Classes(names, encoder.encode_concepts(names, store.meta.templates)) if names else None
 
 
-def remove_pictures(folder: Path, targets: Sequence[str], *, missing: bool = False, sure: bool = False) -> list:
+def remove_pictures(
+    place: Path | Address, targets: Sequence[str], *, missing: bool = False, sure: bool = False
+) -> list[tuple[int, str]]:
     """Removes pictures by id, by path, by the folder above them, or all whose file is gone; returns ids and paths.
 
     sure: also where so many files are gone that their drive may be. Raises `CallError` for a target that names no
     picture, `SparsightError` where a drive may be missing; then nothing is removed.
     """
-    with changing(folder, "remove") as store:
+    with changing(place, "remove") as store:
         chosen = _chosen(store, targets, missing, sure)
         if chosen:
-            change_store(folder, store, Change(removed=[i for i, _ in chosen]))
+            store.change(Change(removed=[i for i, _ in chosen]))
     return chosen
 
 
-def plan_removal(folder: Path, targets: Sequence[str], *, missing: bool = False) -> list[tuple[int, str]]:
+def plan_removal(place: Path | Address, targets: Sequence[str], *, missing: bool = False) -> list[tuple[int, str]]:
     """The ids and paths that `remove_pictures` would remove; changes nothing."""
-    with Store(folder) as store:
+    with opened(place) as store:
         return _chosen(store, targets, missing, sure=True)
 
 
 def compact(folder: Path) -> tuple[int, int]:
     """Gives back the room that removed pictures take; returns the bytes of the index before and afterwards."""
-    with changing(folder, "compact") as store:
+    with held_folder(folder, "compact") as store:
         before = _bytes(folder)
         compact_store(folder, store)
         return before, _bytes(folder)
@@ -298,29 +279,21 @@ def _bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
 
 
-def _chosen(store: Store, targets: Sequence[str], missing: bool, sure: bool) -> list[tuple[int, str]]:
+def _chosen(store: Held, targets: Sequence[str], missing: bool, sure: bool) -> list[tuple[int, str]]:
     chosen: dict[int, str] = {}
     for target in targets:
-        found = _named(store, target)
+        found = store.named(target)
         if not found:
-            raise CallError(f"{target} names no picture of {store.folder}: give an id, a path or a folder of pictures")
+            raise CallError(f"{target} names no picture of {store.name}: give an id, a path or a folder of pictures")
         chosen |= found
     return sorted((chosen | (_missing(store, sure) if missing else {})).items())
 
 
-def _named(store: Store, target: str) -> dict[int, str]:
-    """The pictures that an id, a path or a folder names."""
-    if is_id(target):
-        rows = store.rows("SELECT image_id, path FROM images WHERE image_id = try_cast(? AS INTEGER)", [target])
-        return dict(rows)
-    return pictures_at(store, target)
-
-
-def _missing(store: Store, sure: bool) -> dict[int, str]:
+def _missing(store: Held, sure: bool) -> dict[int, str]:
     """The pictures whose files are gone; raises `SparsightError` where that looks like a drive that is not there."""
-    files = {i: p for i, p in store.rows("SELECT image_id, path FROM images") if os.path.isabs(p)}
+    files = {i: p for i, p in store.paths().items() if os.path.isabs(p)}
     if not files:
-        raise CallError(f"--missing: the pictures of {store.folder} were not indexed from files")
+        raise CallError(f"--missing: the pictures of {store.name} were not indexed from files")
     gone = {i: p for i, p in files.items() if not file_exists(p)}
     if gone and not sure:
         first, hint = min(gone.values()), "is their drive mounted? --dry-run lists them, --yes removes them"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from search.answers import MODES, Code
 from training.errors import CallError, SparsightError
 
 if TYPE_CHECKING:
+    from indexer.milvus import Address
     from indexer.residual import Quantiser
     from indexer.store import Classes, Concept, ImageRow, IndexMeta, Skip
     from indexer.store.chance import Chance
@@ -78,6 +80,13 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Gives back what it holds open."""
+
+    @property
+    def place(self) -> Path | Address:
+        """Where it lies, for what changes it; raises `SparsightError` for an index that is not changed as one."""
+        raise SparsightError(
+            f"{self.name} is no single index folder: this is done to one, as to the shard that it is for"
+        )
 
     @abstractmethod
     def is_current(self) -> bool:

@@ -81,7 +81,11 @@ def _known(stores: Sequence[Store], column: str, values: Sequence[str]) -> tuple
     if not values:
         return ()
     sql = f"SELECT DISTINCT {column} FROM images WHERE {column} IS NOT NULL"
-    known = sorted({row[0] for store in stores for row in store.rows(sql)})
+    return meant(sorted({row[0] for store in stores for row in store.rows(sql)}), column, values)
+
+
+def meant(known: Sequence[str], column: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Those of the known labels or splits that are meant, in upper or lower case; raises `CallError` for others."""
     folded = {value.casefold() for value in known}
     if unknown := [value for value in values if value.casefold() not in folded]:
         listed = ", ".join(known[:SHOWN]) + (", …" if len(known) > SHOWN else "")

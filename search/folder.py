@@ -58,6 +58,10 @@ class FolderEngine(Engine):
     def close(self) -> None:
         self.store.close()
 
+    @property
+    def place(self) -> Path:
+        return self.store.folder
+
     def is_current(self) -> bool:
         return self.store.is_current()
 

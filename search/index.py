@@ -23,8 +23,8 @@ from search.engine import Engine, check_k, check_mode
 from search.folder import FolderEngine
 from search.known import Known
 from search.lookup import clean_text, find_concept, picture_id, unknown_concept
+from search.opening import Place, open_engine
 from search.query import Picture, Query, Rules, Term, as_target, is_bytes, several
-from search.shards import Folders, open_engine
 from training.errors import CallError, SparsightError
 from training.files import full_path
 
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 class Index:
     """An open index. Close it after use, or use it as a context manager.
 
-    folder: where `sparsight index` built it; of several, or of a folder of such folders, each is a shard. encoder: the
-    encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`, `cpu`, `cuda`
-    or `mps`. The encoder is opened when it is first needed: searching by concepts, or by pictures of the index, needs
-    none.
+    folder: where `sparsight index` built it, or `milvus:URI`; of several, or a folder of such, each is a shard.
+    encoder: the encoder that it was built with, where that lies elsewhere now. device: where torch computes, `auto`,
+    `cpu`, `cuda` or `mps`. The encoder is opened when it is first needed: searching by concepts, or by pictures of the
+    index, needs none.
 
     Raises `SparsightError` where the folder holds no index or a damaged one, and, once the encoder is needed, where
     that is not the one that the index was built with. A `picture` is a file, or a picture of the index by its id or
     path; what is neither raises `SparsightError`.
     """
 
-    def __init__(self, folder: Folders = "index", *, encoder: str | None = None, device: str = "auto"):
+    def __init__(self, folder: Place = "index", *, encoder: str | None = None, device: str = "auto"):
         self._encoder_name, self._device = encoder, device
         self._take(open_engine(folder))
 
@@ -366,7 +366,7 @@ class Index:
 
         centred = self.engine.means() is not None  # then another is needed: `add_pictures` centres by itself
         encoder = open_encoder(self._encoder_source, self._device) if centred else self.encoder
-        added = add_pictures(self.store.folder, [full_path(path) for path in several(paths)], encoder)
+        added = add_pictures(self.engine.place, [full_path(path) for path in several(paths)], encoder)
         self._reopen()
         return added
 
@@ -377,7 +377,7 @@ class Index:
         """
         from indexer.update import remove_pictures
 
-        removed = remove_pictures(self.store.folder, [as_target(picture) for picture in several(pictures)])
+        removed = remove_pictures(self.engine.place, [as_target(picture) for picture in several(pictures)])
         self._reopen()
         return removed
 

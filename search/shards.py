@@ -51,7 +51,7 @@ SHARED = {  # what shards must have in common: field of the meta data → what i
 }
 
 
-def open_engine(given: Folders) -> Engine:
+def open_folders(given: Folders) -> Engine:
     """The index in one folder, or of several; a folder that is none may be one of shards, which are its folders.
 
     Raises `SparsightError` where there is no index, a damaged one, or where some do not fit together.

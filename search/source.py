@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from indexer.milvus import Address, store_option
 from training.commands import device_option, shards_option
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What to ask: the index in a folder, or its shards in several, its encoder where that lies elsewhere now, and
-    where torch computes."""
+    """What to ask: an index in a folder, shards in several, or one in Milvus; its encoder where that lies elsewhere;
+    and where torch computes."""
 
-    folders: tuple[Path, ...]
+    folders: tuple[Path, ...] | Address
     encoder: str | None
     device: str
 
@@ -36,13 +37,16 @@ class Source:
 
 
 def source_options(command: Callable) -> Callable:
-    """--encoder, --index and --device, which the command takes as one `source`."""
+    """--encoder, --index, --store and --device, which the command takes as one `source`."""
 
     @click.option("--encoder", help="Encoder: folder or hub name.  [default: the index's own]")
     @shards_option
+    @store_option
     @device_option
     @functools.wraps(command)
-    def taken(*args: object, index_dirs: tuple[Path, ...], encoder: str | None, device: str, **rest: object) -> object:
+    def taken(
+        *args: object, index_dirs: tuple[Path, ...] | Address, encoder: str | None, device: str, **rest: object
+    ) -> object:
         return command(*args, source=Source(index_dirs, encoder, device), **rest)
 
     return taken

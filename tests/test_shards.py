@@ -28,9 +28,10 @@ from indexer.update import remove_pictures
 from search.answers import Answer
 from search.folder import FolderEngine
 from search.index import Index
+from search.opening import open_engine
 from search.query import Query, Term
 from search.serve.holder import Holder, Opening
-from search.shards import ShardedEngine, open_engine
+from search.shards import ShardedEngine
 from tests.contents import make_contents
 from training.data.cifar10 import CLASSES
 from training.encoders import Means, load_test_embeddings, open_encoder

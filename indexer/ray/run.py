@@ -50,7 +50,7 @@ def index_on_ray(
     """
     need_ray()
     inputs = find_inputs(root, config, options, min(config.batch_size, encoder.batch), labels=labels)
-    refuse_unfit(config, encoder, inputs.pictures)
+    refuse_unfit(folder, config, encoder, inputs.pictures)
     _tell(f"{path_text(root)}: {inputs.told}, {inputs.pictures:,} pictures")
     shards = full_path(options.shards or folder / FOLDER)
     with writing(folder, "index"):

@@ -27,6 +27,7 @@ from training.errors import TextWarning
 from training.files import write_whole
 
 if TYPE_CHECKING:
+    from indexer.store.meta import IndexMeta
     from indexer.store.reader import Store
 
 LEVEL = 0.05  # hits of a higher chance do not match
@@ -104,13 +105,35 @@ def kept_best(store: Store) -> Best | None:
     """The scores beside an index; None where they are missing, damaged, or of other pictures, atoms or texts."""
     path = store.folder / FILE
     try:
-        body, checksum = path.read_text().splitlines() if path.is_file() else ("", "")
-        held = json.loads(body) if checksum == _sum(body) else {}
+        return parse_best(path.read_text() if path.is_file() else "", store.meta)
     except (OSError, ValueError):
         return None
-    if held.get("key") != _key(store) or not 1 / GROWN <= len(store) / held["n"] <= GROWN:
+
+
+def parse_best(text: str, meta: IndexMeta) -> Best | None:
+    """What `best_text` wrote; None where it is damaged, or of other pictures, atoms or texts."""
+    body, _, checksum = text.rstrip("\n").partition("\n")
+    try:
+        held = json.loads(body) if body and checksum == _sum(body) else {}
+    except ValueError:
+        return None
+    if held.get("key") != _key(meta) or not 1 / GROWN <= meta.n / held["n"] <= GROWN:
         return None
     return Best(np.array(held["dense"]), np.array(held["sparse"]))
+
+
+def best_text(best: Best, meta: IndexMeta) -> str:
+    """The scores as they are kept."""
+    held = {"key": _key(meta), "n": meta.n, "dense": best.dense.tolist(), "sparse": best.sparse.tolist()}
+    body = json.dumps(held)
+    return f"{body}\n{_sum(body)}\n"
+
+
+def embed_unrelated(embed: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
+    """The unrelated texts as unit rows (t, d), without notes on those that are made up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextWarning)
+        return embed(unrelated_texts())
 
 
 def index_best(store: Store, embed: Callable[[Sequence[str]], np.ndarray]) -> Best:
@@ -118,14 +141,9 @@ def index_best(store: Store, embed: Callable[[Sequence[str]], np.ndarray]) -> Be
     be. embed: texts → unit rows (t, d)."""
     if best := kept_best(store):
         return best
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TextWarning)  # of words that are made up on purpose
-        T = embed(unrelated_texts())
-    best = measured_best(store, T)
-    held = {"key": _key(store), "n": len(store), "dense": best.dense.tolist(), "sparse": best.sparse.tolist()}
-    body = json.dumps(held)
+    best = measured_best(store, embed_unrelated(embed))
     with suppress(OSError):  # then it is measured anew next time, and the answers are the same
-        write_whole(store.folder / FILE, f"{body}\n{_sum(body)}\n".encode())
+        write_whole(store.folder / FILE, best_text(best, store.meta).encode())
     return best
 
 
@@ -143,9 +161,8 @@ def measured_best(store: Store, T: np.ndarray) -> Best:
     return Best(*((np.max(kind, 0) if kind else np.zeros(0)).astype(np.float64) for kind in (dense, sparse)))
 
 
-def _key(store: Store) -> str:
+def _key(meta: IndexMeta) -> str:
     """What the scores of a text depend on, the pictures apart."""
-    meta = store.meta
     words = hashlib.sha256("\0".join(unrelated_texts()).encode()).hexdigest()[:16]
     kept = f" {meta.residual_fingerprint} {meta.keeps_vectors}" if meta.residual or not meta.keeps_vectors else ""
     return f"by text {meta.encoder_fingerprint} {meta.dictionary_fingerprint} {words}{kept}"

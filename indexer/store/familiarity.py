@@ -29,6 +29,7 @@ from training.errors import SparsightError
 from training.files import write_whole
 
 if TYPE_CHECKING:
+    from indexer.store.meta import IndexMeta
     from indexer.store.reader import Store
 
 LEVEL = 0.05  # below it a picture is called unlike the known ones
@@ -123,19 +124,47 @@ def _centres(X: np.ndarray, k: int) -> np.ndarray:
 def index_familiarity(store: Store, encoder_source: str | None = None) -> Familiarity | None:
     """What an index's pictures, and others, are judged by: the kept one, else one that is measured now, and kept where
     it can be. None where too few pictures are known. encoder_source: where the encoder lies, if elsewhere now."""
-    path, key = store.folder / FILE, _key(store)
-    with suppress(OSError, ValueError, KeyError):
+    path = store.folder / FILE
+    with suppress(OSError):
         data = path.read_bytes() if path.is_file() else b""  # a pipe would be waited for
-        if len(data) > 32 and hashlib.sha256(data[:-32]).digest() == data[-32:]:
-            found, n = _read(data[:-32], key)
-            if found.of == OF_ENCODER or 1 / GROWN <= len(store) / n <= GROWN:
-                return found
+        if found := parse_familiarity(data, store.meta):
+            return found
     made = familiarity_of([store], encoder_source or store.meta.encoder_source)
     if made is not None:
-        body = _written(made, key, len(store))
         with suppress(OSError):  # then it is measured anew next time, and the answers are the same
-            write_whole(path, body + hashlib.sha256(body).digest())
+            write_whole(path, familiarity_bytes(made, store.meta))
     return made
+
+
+def parse_familiarity(data: bytes, meta: IndexMeta) -> Familiarity | None:
+    """What `familiarity_bytes` wrote; None where it is damaged, or of another encoder or other pictures."""
+    with suppress(ValueError, KeyError):
+        if len(data) > 32 and hashlib.sha256(data[:-32]).digest() == data[-32:]:
+            found, n = _read(data[:-32], _key(meta))
+            if found.of == OF_ENCODER or 1 / GROWN <= meta.n / n <= GROWN:
+                return found
+    return None
+
+
+def familiarity_bytes(known: Familiarity, meta: IndexMeta) -> bytes:
+    """What pictures are judged by, as it is kept."""
+    body = _written(known, _key(meta), meta.n)
+    return body + hashlib.sha256(body).digest()
+
+
+def known_to_encoder(source: str, meta: IndexMeta) -> Familiarity | None:
+    """What the pictures give whose embeddings lie beside the encoder of an index; None where there are too few."""
+    with suppress(SparsightError, OSError):
+        X = embeddings_beside(source).X
+        if fingerprint_of(source) == meta.encoder_fingerprint:
+            return measured(X)
+    return None
+
+
+def sampled(ids: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """Those of an index's pictures ids (n,) that are looked at: of the ones in a test split where these are enough."""
+    among = tested if len(tested) >= FEWEST else ids
+    return among[np.linspace(0, len(among) - 1, min(len(among), MOST)).astype(int)]
 
 
 def shares_of_all(store: Store, known: Familiarity) -> np.ndarray:
@@ -153,10 +182,8 @@ def familiarity_of(stores: Sequence[Store], source: str) -> Familiarity | None:
     An id is that of the shard plus all that the shards before it have given. source: where the encoder lies.
     """
     meta = stores[0].meta
-    with suppress(SparsightError, OSError):  # where there are none, the index's own pictures are known
-        X = embeddings_beside(source).X
-        if fingerprint_of(source) == meta.encoder_fingerprint and (found := measured(X)):
-            return found
+    if found := known_to_encoder(source, meta):  # where there are none, the index's own pictures are known
+        return found
     if not meta.keeps_vectors:
         return None
     sql = "SELECT image_id FROM images WHERE lower(split) = 'test' ORDER BY image_id"
@@ -174,9 +201,9 @@ def familiarity_of(stores: Sequence[Store], source: str) -> Familiarity | None:
     return measured(np.concatenate(rows), np.concatenate(ids), OF_INDEX)
 
 
-def _key(store: Store) -> str:
+def _key(meta: IndexMeta) -> str:
     """What it depends on, the pictures apart."""
-    return f"2 {store.meta.encoder_fingerprint} {store.d}"
+    return f"2 {meta.encoder_fingerprint} {meta.d}"
 
 
 def _written(known: Familiarity, key: str, n: int) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from scipy import sparse
@@ -100,7 +101,7 @@ class Store:
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

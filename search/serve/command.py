@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from indexer.milvus import Address, store_option
 from training.commands import Command, FilePath, device_option, shards_option
 from training.errors import CallError, SparsightError
 from training.signals import handle
@@ -27,6 +28,7 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{8,}")
 
 @click.command(cls=Command)
 @shards_option
+@store_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="Port to listen at; 0: a free one."
@@ -48,7 +50,7 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{8,}")
 @click.option("--encoder", help="Encoder: folder or hub name.  [default: the index's own]")
 @device_option
 def serve(
-    index_dirs: tuple[Path, ...],
+    index_dirs: tuple[Path, ...] | Address,
     host: str,
     port: int,
     opens: bool,

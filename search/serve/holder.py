@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from indexer.milvus import Address
 from search.index import Index
 from search.query import Query, Term, several
 from search.shards import shard_folders
-from training.errors import SparsightError
+from training.errors import CallError, SparsightError
 from training.files import full_path
 
 TEXT = Query((Term("text", "picture"),), k=1)
@@ -30,7 +31,7 @@ class Opening(NamedTuple):
     """What to open: the folder of the index, or those of its shards, its encoder where that lies elsewhere now, where
     torch computes."""
 
-    folders: Path | Sequence[Path]
+    folders: Path | Sequence[Path] | Address
     encoder: str | None = None
     device: str = "auto"
 
@@ -49,6 +50,8 @@ class Holder:
     @property
     def folders(self) -> list[Path]:
         """The folders of the index, one a shard."""
+        if isinstance(self.opening.folders, Address):
+            raise CallError(f"{self.opening.folders} is no index folder: its server checks what it holds")
         return shard_folders([full_path(folder) for folder in several(self.opening.folders)])
 
     @contextmanager
