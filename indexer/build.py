@@ -238,12 +238,7 @@ def write_index(
         skipped=skipped,
     )
     print("writing the index ...", file=sys.stderr)
-    if isinstance(place, Address):
-        meta = write_milvus(place, contents)
-        with MilvusStore(place) as stored:
-            keep_measures(stored, encoder.encode_texts)
-        return Built(meta, skipped)
-    meta = write_store(place, contents)
+    meta = write_milvus(place, contents) if isinstance(place, Address) else write_store(place, contents)
     complete(place, encoder)
     return Built(meta, skipped)
 
@@ -270,13 +265,16 @@ def settle(X: Rows, encoder: Encoder, config: IndexConfig, source: Source) -> tu
     return Settled(meta=meta, dictionary=dictionary, classes=classes, means=means), encoder
 
 
-def complete(folder: Path, encoder: Encoder) -> None:
+def complete(place: Place, encoder: Encoder) -> None:
     """Makes what an index that was just written keeps beside its database: another dense index than the flat one, and
     what its scores mean."""
-    with Store(folder) as store:
+    if isinstance(place, Address):
+        with MilvusStore(place) as stored:
+            return keep_measures(stored, encoder.encode_texts)
+    with Store(place) as store:
         if store.meta.dense_factory != FLAT:
             open_dense(store)
-    measure_folder(folder, encoder.encode_texts)
+    measure_folder(place, encoder.encode_texts)
 
 
 def fitted(config: IndexConfig, X: Rows, D: np.ndarray) -> IndexConfig:

@@ -144,8 +144,8 @@ def index(
     what has the content of another, is skipped and listed.
     """
     _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
-    if isinstance(index_dir, Address) and (like or on_ray):
-        raise CallError("--like and --engine ray build index folders: leave out --store")
+    if isinstance(index_dir, Address) and like:
+        raise CallError("--like builds index folders: leave out --store")
     if like is not None:
         return print_added(index_dir, index_as(ctx, like), False, "added")
     if no_vectors and dense != IndexConfig.dense:
@@ -187,7 +187,7 @@ def _build_path(
     *,
     labels: bool,
 ) -> Built:
-    if on_ray is not None and isinstance(index_dir, Path):
+    if on_ray is not None:
         from indexer.ray.run import index_on_ray
 
         return index_on_ray(index_dir, path, encoder, config, on_ray, labels=labels)

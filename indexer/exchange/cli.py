@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from indexer.milvus import Address, shown_place, store_option
 from training.commands import Command, FilePath, index_option, json_option
 from training.errors import CallError
-from training.files import shown_path
 from training.terminal import table
 
 CELL = 60  # characters of a cell in the table; its last column is cut at the terminal's edge alone
@@ -80,13 +80,14 @@ def export(out: Path, format: str, tables: str | None, index_dir: Path) -> None:
 
 @click.command("import", cls=Command)
 @click.argument("source", metavar="DIR", type=FilePath())
+@store_option
 @index_option
-def import_(source: Path, index_dir: Path) -> None:
+def import_(source: Path, index_dir: Path | Address) -> None:
     """Builds an index from DIR, an export or an index of an earlier format, once everything in it is checked.
 
-    The folder of --index must hold none. Without a table of codes the embeddings are coded anew.
+    The folder of --index, or the place of --store, must hold none. Without a table of codes embeddings are coded anew.
     """
     from indexer.exchange.importing import import_index
 
     meta = import_index(index_dir, source)
-    click.echo(f"{shown_path(index_dir)}: {meta.n} pictures, {meta.m} concepts, {meta.nnz} codes")
+    click.echo(f"{shown_place(index_dir)}: {meta.n} pictures, {meta.m} concepts, {meta.nnz} codes")

@@ -14,6 +14,9 @@ from indexer.exchange.checks import check_tables
 from indexer.exchange.loading import Loaded, lacking, loaded, reading
 from indexer.exchange.streaming import Embeddings, codes_of, thumbnails_of
 from indexer.exchange.tables import EXPORT, FORMATS, PARTS, READABLE, part_path
+from indexer.milvus.address import Address
+from indexer.milvus.held import work_folder
+from indexer.milvus.writer import refuse_in_milvus, refuse_standing, write_milvus
 from indexer.residual import Coded, Quantiser, make_residuals, read_description
 from indexer.store import DATABASE, Classes, Contents, Described, IndexMeta, Pictures, Skip, write_store, writing
 from indexer.store.approximate import refuse_description
@@ -30,33 +33,43 @@ from training.files import full_path
 OPTIONAL_META = (*DERIVED, *LATER, "next_id", "root")  # that an export need not have
 
 
-def import_index(folder: Path, source: Path) -> IndexMeta:
-    """Builds an index in `folder` from an export of either format, or from an index folder of an earlier format.
+def import_index(place: Path | Address, source: Path) -> IndexMeta:
+    """Builds an index from an export of either format, or from an index folder of an earlier format.
 
-    Where an export has no codes, as from an index whose postings are damaged, the embeddings are coded anew. Raises
-    `SparsightError` for the first thing that is not as it should be, and where `folder` holds an index.
+    place: a folder, or an address in Milvus. Where an export has no codes, as from an index whose postings are damaged,
+    the embeddings are coded anew. Raises `SparsightError` for the first thing that is not as it should be, and where
+    there is an index at that place.
     """
-    folder, source = full_path(folder), full_path(source)
-    refuse_unreadable_path(folder)
+    source = full_path(source)
     refuse_unreadable_path(source, "")
-    _refuse_an_index(folder)
+    if isinstance(place, Path):
+        place = full_path(place)
+        refuse_unreadable_path(place)
+        _refuse_an_index(place)
     if not source.is_dir():
         raise SparsightError(f"no export in {source}: it is no folder; `sparsight export` writes one")
+    if isinstance(place, Address):
+        with writing(work_folder(place), "import"):
+            refuse_standing(place)
+            return take_over(place, source)
     with loaded(source) as held:
         with reading(source):
             contents = _contents(held)
-        with writing(folder, "import"):
-            _refuse_an_index(folder)  # another process may have made one meanwhile
-            return write_store(folder, contents)  # reads the large tables, part by part
+        with writing(place, "import"):
+            _refuse_an_index(place)  # another process may have made one meanwhile
+            return write_store(place, contents)  # reads the large tables, part by part
 
 
-def take_over(folder: Path, source: Path) -> IndexMeta:
-    """Makes an export the index of a folder, whatever that held. The caller holds the folder's lock. Raises
+def take_over(place: Path | Address, source: Path) -> IndexMeta:
+    """Makes an export the index of a place, whatever that held. The caller holds the place's lock. Raises
     `SparsightError` as `import_index` does."""
     with loaded(source) as held:
         with reading(source):
             contents = _contents(held)
-        return write_store(folder, contents)
+        if isinstance(place, Path):
+            return write_store(place, contents)
+        refuse_in_milvus(place, contents.meta.dense_factory, contents.meta.residual)
+        return write_milvus(place, contents)
 
 
 def _refuse_an_index(folder: Path) -> None:

@@ -44,6 +44,17 @@ def refuse_in_milvus(address: Address, dense: str, residual: str) -> None:
     Server(address, new=True).close()
 
 
+def refuse_standing(address: Address) -> None:
+    """Raises `SparsightError` where there is a whole index at an address already, or nobody answers."""
+    server = Server(address, new=True)
+    try:
+        about = About(server)
+        if about.open() and about.state() is not None:
+            raise SparsightError(f"{address} holds an index already: name another one behind #")
+    finally:
+        server.close()
+
+
 def write_milvus(address: Address, c: Contents) -> IndexMeta:
     """Loads an index to an address; returns its meta data with all counts. The index that stood there is replaced when
     the new one is whole; a load that was stopped goes on where it ended.

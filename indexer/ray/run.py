@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from indexer.build import Built, Settled, classes_of, complete, refuse_unfit, settle, taken_of
+from indexer.build import Built, Place, Settled, classes_of, complete, refuse_unfit, settle, taken_of, work_at
 from indexer.coding import encode_sparse
 from indexer.config import IndexConfig
 from indexer.exchange.importing import take_over
@@ -41,19 +41,20 @@ T = TypeVar("T")
 
 
 def index_on_ray(
-    folder: Path, root: Path, encoder: Encoder, config: IndexConfig, options: RayOptions, *, labels: bool = False
+    place: Place, root: Path, encoder: Encoder, config: IndexConfig, options: RayOptions, *, labels: bool = False
 ) -> Built:
-    """Encodes and codes the pictures of `root` on Ray, and writes both indexes to `folder`.
+    """Encodes and codes the pictures of `root` on Ray, and writes both indexes to a place.
 
     The index is that of `index_folder` for the same pictures: the same ids, and codes as good. Raises as that does,
     and `SparsightError` for a shard that cannot be read or made, which it names.
     """
     need_ray()
     inputs = find_inputs(root, config, options, min(config.batch_size, encoder.batch), labels=labels)
-    refuse_unfit(folder, config, encoder, inputs.pictures)
+    refuse_unfit(place, config, encoder, inputs.pictures)
     _tell(f"{path_text(root)}: {inputs.told}, {inputs.pictures:,} pictures")
-    shards = full_path(options.shards or folder / FOLDER)
-    with writing(folder, "index"):
+    work = work_at(place)
+    shards = full_path(options.shards or work / FOLDER)
+    with writing(work, "index"):
         _prepare(shards)
         with writing(shards, "index"):
             with cluster(options.address, gpus=options.gpus) as machines:
@@ -61,8 +62,8 @@ def index_on_ray(
                 added, skipped = taken_of(encoded.read, inputs.left, root)
                 space = _code(shards, inputs, encoded, added, skipped, encoder, config, machines)
             _tell("writing the index ...")
-            meta = take_over(folder, shards)
-            complete(folder, space)
+            meta = take_over(place, shards)
+            complete(place, space)
         if options.shards is None:
             shutil.rmtree(shards, ignore_errors=True)
     return Built(meta, skipped)
