@@ -150,11 +150,10 @@ def index(
         return print_added(index_dir, index_as(ctx, like), False, "added")
     if no_vectors and dense != IndexConfig.dense:
         raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
-    from indexer.build import index_bundled, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns, max_pixels
     from training.device import pick_device
-    from training.encoders import load_test_embeddings, open_encoder, open_for_photographs
+    from training.encoders import open_encoder, open_for_photographs
 
     patterns, chosen = check_patterns(exclude), pick_device(device)
     max_pixels()  # a fault in its variable is told before any work
@@ -170,12 +169,18 @@ def index(
     if path is not None:
         built = _build_path(index_dir, path, loaded, config, on_ray, labels=labels is not None)
         return print_built(index_dir, built)
-    pictures = None if bundled else _cifar10(data_dir, loaded)
+    print_built(index_dir, _build_cifar10(index_dir, None if bundled else data_dir, loaded, config))
+
+
+def _build_cifar10(index_dir: Path | Address, data_dir: Path | None, encoder: Encoder, config: IndexConfig) -> Built:
+    """data_dir: None for the bundled embeddings."""
+    from indexer.build import index_bundled, index_pictures
+    from training.encoders import load_test_embeddings
+
+    pictures = None if data_dir is None else _cifar10(data_dir, encoder)
     if pictures is None:
-        built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
-    else:
-        built = index_pictures(index_dir, pictures, loaded, config)
-    print_built(index_dir, built)
+        return index_bundled(index_dir, load_test_embeddings(encoder), encoder, config)
+    return index_pictures(index_dir, pictures, encoder, config)
 
 
 def _build_path(
