@@ -144,17 +144,16 @@ def index(
     what has the content of another, is skipped and listed.
     """
     _refuse_senseless(path, bundled, labels, exclude, l1, concepts, absolute, templates)
-    if isinstance(index_dir, Address) and (like or on_ray):
-        raise CallError("--like and --engine ray build index folders: leave out --store")
+    if sum((isinstance(index_dir, Address), like is not None, on_ray is not None)) > 1:
+        raise CallError("--store, --like and --engine ray do not go together: --like and Ray build index folders")
     if like is not None:
         return print_added(index_dir, index_as(ctx, like), False, "added")
     if no_vectors and dense != IndexConfig.dense:
         raise CallError("--dense is an index of the embeddings, which --no-vectors leaves out: give one of them")
-    from indexer.build import index_bundled, index_pictures
     from indexer.coding import concepts_of
     from indexer.pictures import check_patterns, max_pixels
     from training.device import pick_device
-    from training.encoders import load_test_embeddings, open_encoder, open_for_photographs
+    from training.encoders import open_encoder, open_for_photographs
 
     patterns, chosen = check_patterns(exclude), pick_device(device)
     max_pixels()  # a fault in its variable is told before any work
@@ -169,12 +168,8 @@ def index(
     concepts_of(dictionary, loaded, note=tell)  # faults before the work, not after
     if path is not None:
         built = _build_path(index_dir, path, loaded, config, on_ray, labels=labels is not None)
-        return print_built(index_dir, built)
-    pictures = None if bundled else _cifar10(data_dir, loaded)
-    if pictures is None:
-        built = index_bundled(index_dir, load_test_embeddings(loaded), loaded, config)
     else:
-        built = index_pictures(index_dir, pictures, loaded, config)
+        built = _build_cifar10(index_dir, None if bundled else _cifar10(data_dir, loaded), loaded, config)
     print_built(index_dir, built)
 
 
@@ -194,6 +189,15 @@ def _build_path(
     from indexer.build import index_folder
 
     return index_folder(index_dir, path, encoder, config, labels=labels)
+
+
+def _build_cifar10(index_dir: Path | Address, pictures: Cifar10 | None, encoder: Encoder, config: IndexConfig) -> Built:
+    from indexer.build import index_bundled, index_pictures
+    from training.encoders import load_test_embeddings
+
+    if pictures is None:
+        return index_bundled(index_dir, load_test_embeddings(encoder), encoder, config)
+    return index_pictures(index_dir, pictures, encoder, config)
 
 
 def _cifar10(data_dir: Path, encoder: Encoder) -> Cifar10 | None:
