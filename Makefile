@@ -47,7 +47,7 @@ test-page: $(INSTALLED) ## test the page in a browser; installs Debian's chromiu
 	command -v chromedriver >/dev/null || { apt-get update && apt-get install -y chromium chromium-driver; }
 	$(BIN)/python -m pytest -rs tests/test_page.py tests/test_serve.py tests/test_serve_command.py tests/test_serve_fuzz.py
 
-test-scale: $(VENV)/.scale ## test what needs more than one process: the build on Ray
+test-scale: $(VENV)/.scale ## test the build on Ray and an index in Milvus
 	$(BIN)/python -m pytest -rs tests/scale
 
 soak: $(INSTALLED) ## test at length that the store can be trusted: every kill, fault and reader; prints the figures

@@ -28,6 +28,11 @@ def test_a_build_on_ray_needs_a_path(run, tmp_path):
     assert "--engine ray needs a PATH" in run("index", "--engine", "ray", "--index", tmp_path / "i", code=2).stderr
 
 
+def test_a_build_on_ray_is_like_no_other_index(run, tmp_path):
+    command = ["index", tmp_path, "--engine", "ray", "--like", tmp_path / "other", "--index", tmp_path / "i"]
+    assert "--store, --like and --engine ray do not go together" in run(*command, code=2).stderr
+
+
 def test_without_ray_the_command_says_what_to_install(tmp_path):
     command = ["index", tmp_path, "--encoder", "bundled", "--engine", "ray", "--index", tmp_path / "index"]
     found = subprocess.run([sys.executable, "-c", WITHOUT, *map(str, command)], capture_output=True, text=True)
