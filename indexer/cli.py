@@ -201,15 +201,6 @@ def _build_path(
     return index_folder(index_dir, path, encoder, config, labels=labels)
 
 
-def _build_cifar10(index_dir: Path | Address, pictures: Cifar10 | None, encoder: Encoder, config: IndexConfig) -> Built:
-    from indexer.build import index_bundled, index_pictures
-    from training.encoders import load_test_embeddings
-
-    if pictures is None:
-        return index_bundled(index_dir, load_test_embeddings(encoder), encoder, config)
-    return index_pictures(index_dir, pictures, encoder, config)
-
-
 def _cifar10(data_dir: Path, encoder: Encoder) -> Cifar10 | None:
     """CIFAR-10's pictures; None, and a word of it, where they are not there but the encoder brings embeddings."""
     from training.data.cifar10 import MissingDataError, load_cifar10
