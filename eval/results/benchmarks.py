@@ -132,6 +132,19 @@ def needs(bench: Row) -> str:
     return markdown(["derived", *(f"{row['pictures']:,} pictures" for row in rows)], lines)
 
 
+def pipeline(bench: Row) -> str:
+    """What each step from embeddings to answers takes."""
+    rows = rows_of(bench, "pipeline", "from embeddings")
+    columns = {
+        "step": "{step}",
+        "pictures": "{pictures:,}",
+        "CPU s": "{cpu s:.0f}",
+        "s": "{s:.0f}",
+        "MB at the most": "{most MB:,.0f}",
+    }
+    return written(columns, rows)
+
+
 def short(value: float | None) -> str:
     """Seconds to two or three digits.
 

@@ -12,7 +12,7 @@ from eval.results import benchmarks
 from eval.results.figures import Figures
 from training.errors import SparsightError
 
-PAGES = ("README.md", "docs/results.md", "docs/model-card.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/results.md", "docs/model-card.md", "docs/benchmarks.md", "docs/scale.md")
 BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
