@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
 from training.errors import CallError, SparsightError
@@ -19,6 +20,7 @@ from training.terminal import progress
 STORE_BYTES = 500 << 20  # of Ray's object store on this machine: batches of prepared pictures pass through it
 ANSWERS = 10.0  # seconds in which a cluster does
 BLOCKS = 4096  # into which the work is cut at most: Ray keeps a record of each
+TOKEN, TOKEN_FILE = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"), Path.home() / ".ray" / "auth_token"  # of a cluster
 BIRTHS = 5  # in a row in which a worker may die before it has begun
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -64,6 +66,8 @@ def need_ray() -> None:
     """Raises `CallError` where Ray is not installed; sets what it looks at when it is imported."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    if any(os.environ.get(name) for name in TOKEN) or TOKEN_FILE.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so itself for the address `auto` alone
     try:
         import pyarrow  # noqa: F401
         import ray.data  # noqa: F401
