@@ -122,6 +122,25 @@ def test_figures_of_the_report_are_what_they_were(bundled_report, golden, keys, 
     assert value_at(bundled_report.json, keys) == pytest.approx(value_at(golden["report"], keys), abs=tolerance)
 
 
+def test_a_dictionary_is_remembered_as_it_is_made():
+    from indexer import build
+    from indexer.coding import make_dictionary
+    from training.data.cifar10 import CLASSES
+    from training.encoders import open_encoder
+
+    encoder = open_encoder()
+    made = make_dictionary("terms", encoder, CLASSES, encoder.templates)
+    for _ in range(2):
+        kept = build.make_dictionary("terms", encoder, CLASSES, encoder.templates)
+        assert (kept.names, kept.aliases, kept.parents, kept.source) == (
+            made.names,
+            made.aliases,
+            made.parents,
+            made.source,
+        )
+        np.testing.assert_array_equal(kept.D, made.D)
+
+
 def value_at(tree: dict, keys: tuple[str, ...]) -> float:
     for key in keys:
         tree = tree[key]
