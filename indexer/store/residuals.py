@@ -96,9 +96,10 @@ def read_coded(store: Store, quantiser: Quantiser, ids: np.ndarray | None = None
 
     Raises `SparsightError` for damaged ones.
     """
-    span = (0, store.meta.next_id) if ids is None or not len(ids) else (int(ids[0]), int(ids[-1]))
-    sql = "SELECT image_id, scale, code FROM residuals WHERE image_id BETWEEN ? AND ? ORDER BY image_id"
-    held = store.columns(sql, span)
+    some = ids is not None and len(ids) > 0
+    among = "WHERE image_id BETWEEN ? AND ?" if some else ""
+    span = [int(ids[0]), int(ids[-1])] if ids is not None and some else []
+    held = store.columns(f"SELECT image_id, scale, code FROM residuals {among} ORDER BY image_id", span)
     if ids is not None:
         held = {name: column[np.isin(held["image_id"], ids)] for name, column in held.items()}
     wanted = store.image_ids if ids is None else ids
