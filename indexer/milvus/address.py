@@ -14,6 +14,7 @@ from training.files import full_path, shown_path
 SCHEME = "milvus:"
 NAME = "sparsight"
 NAMES = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
+LIKE_SERVER = re.compile(r"https?:.*|[\w.-]+:\d+", re.IGNORECASE)  # a folder of such a name is ./NAME
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def parse_address(text: str) -> Address:
     if "://" not in uri:
         if not uri:
             raise CallError("--store milvus: names no server and no folder")
+        if LIKE_SERVER.fullmatch(uri):
+            raise CallError(f"--store {text!r}: a server is named as http://host:19530 or https://host")
         return Address("", full_path(uri), name)
     try:
         parts = urlsplit(uri)

@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable
 
 import click
+from click.core import ParameterSource
 
 from indexer.milvus.address import parse_address
+from training.errors import CallError
 
 
 def store_option(command: Callable) -> Callable:
@@ -22,7 +24,10 @@ def store_option(command: Callable) -> Callable:
     @functools.wraps(command)
     def taken(*args: object, store: str | None, **rest: object) -> object:
         if store is not None:
-            rest["index_dirs" if "index_dirs" in rest else "index_dir"] = parse_address(store)
+            name = "index_dirs" if "index_dirs" in rest else "index_dir"
+            if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise CallError("--index and --store both say where the index is: give one of them")
+            rest[name] = parse_address(store)
         return command(*args, **rest)
 
     return taken

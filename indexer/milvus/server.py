@@ -21,6 +21,7 @@ TOKEN = "SPARSIGHT_MILVUS_TOKEN"
 PAUSES = (0.5, 1.0, 2.0)  # seconds before a server that does not answer is asked again
 TIMEOUT = 60.0  # seconds that one call may take
 GONE = (2, 14, 1009)  # codes of pymilvus and gRPC where nobody answers
+MARKS = {"LOCK", "collections", "databases"}  # what milvus-lite makes in its folder; it would do so in any
 INSTALL = "milvus needs an extra that is not installed: pip install 'sparsight[milvus]'"
 
 _open: dict[str, int] = {}  # folders that this process has open with milvus-lite, and how often
@@ -103,6 +104,8 @@ class Server:
             )
         if self.address.folder.exists() and not self.address.folder.is_dir():
             raise SparsightError(f"{shown} is a file: milvus-lite 3 keeps its data in a folder")
+        if self.address.folder.exists() and not MARKS & (held := set(os.listdir(folder))) and held:
+            raise SparsightError(f"{shown} holds other things than milvus-lite does: name a new folder")
         for name in ("milvus_lite", "grpc"):  # its server runs here as well
             _quiet(name)
         with _lock:

@@ -141,7 +141,8 @@ def test_pymilvus_is_imported_by_need_alone(tmp_path):
     ("address", "said"),
     [("index", "give milvus:"), ("milvus:", "no server and no folder"), ("milvus:ftp://x", "http://host:19530"),
      ("milvus:http://", "http://host:19530"), ("milvus:http://a:b@host:1", "SPARSIGHT_MILVUS_TOKEN"),
-     ("milvus:http://host:port", "http://host:19530"), ("milvus:x#a__b", "no name of an index")],
+     ("milvus:http://host:port", "http://host:19530"), ("milvus:x#a__b", "no name of an index"),
+     ("milvus:localhost:19530", "http://host:19530"), ("milvus:http:/127.0.0.1:1", "http://host:19530")],
 )  # fmt: skip
 def test_addresses_that_are_none_are_refused(run, address, said):
     assert said in run("search", "x", "--store", address, code=2).stderr
@@ -151,3 +152,13 @@ def test_there_is_nothing_at_an_address(run, tmp_path):
     assert "does not exist" in run("search", "x", "--store", f"milvus:{tmp_path / 'x'}", code=1).stderr
     (tmp_path / "file.db").write_bytes(b"SQLite format 3")
     assert "is a file" in run("search", "x", "--store", f"milvus:{tmp_path / 'file.db'}", code=1).stderr
+    assert "holds other things" in run("search", "x", "--store", f"milvus:{tmp_path}", code=1).stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file.db"]  # nothing was made among them
+
+
+def test_a_folder_and_a_store_are_not_named_together(run, tmp_path, monkeypatch):
+    store = ("--store", f"milvus:{tmp_path / 'x'}")
+    for command in (("search", "x"), ("remove", "1"), ("import", tmp_path), ("serve",)):
+        assert "give one of them" in run(*command, "--index", tmp_path, *store, code=2).stderr
+    monkeypatch.setenv("SPARSIGHT_INDEX", str(tmp_path))  # what is usual gives way to what is asked for
+    assert "does not exist" in run("search", "x", *store, code=1).stderr
