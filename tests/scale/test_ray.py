@@ -142,12 +142,19 @@ def coded_residuals(store: Store) -> tuple[Quantiser, np.ndarray]:
     return quantiser, read_coded(store, quantiser).codes
 
 
+def is_below(pid: int, ancestor: int) -> bool:
+    """Whether a process was started by another, or by one that this started."""
+    while pid not in (0, ancestor):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid == ancestor
+
+
 def workers() -> list[int]:
-    """The processes that run stages."""
+    """The processes that run stages for this one: a build that somebody else runs is not to suffer."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if b"ray::MapWorker" in (folder / "cmdline").read_bytes():
+            if b"ray::MapWorker" in (folder / "cmdline").read_bytes() and is_below(int(folder.name), os.getpid()):
                 found.append(int(folder.name))
     return found
 
