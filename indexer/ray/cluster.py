@@ -95,7 +95,10 @@ def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
                     ray.init(address=address, **quiet)
             except (ConnectionError, ValueError, RuntimeError, TimeoutError) as e:
                 reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-                raise SparsightError(f"no Ray cluster at --address {address}: {reason}") from e
+                raise SparsightError(
+                    f"no Ray cluster at --address {address}: {reason}; if it asks for a token, copy ~/.ray/auth_token "
+                    "of its first machine to this one"
+                ) from e
         elif mine:
             cpus = max(2, os.cpu_count() or 1)  # two stages run side by side
             with _silent():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -323,3 +324,33 @@ def test_a_cluster_that_is_not_there_is_named(address, told):
     found = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, check=True)
     assert found.stdout.startswith(told)
     assert found.stdout.count("\n") == 1
+
+
+def test_a_cluster_that_asks_for_a_token_is_joined(tmp_path):
+    """Ray begins so wherever a build on this machine has left one."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    home = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    sizes = ["--num-cpus", "1", "--object-store-memory", "100000000", "--include-dashboard", "false"]
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", "--port", str(port), *sizes],
+        env=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert head.stdout is not None
+        assert any("Ray runtime started" in line for line in head.stdout)
+        code = (
+            f"import sys; sys.path[:0] = {sys.path!r}\nfrom indexer.ray.cluster import cluster\n"
+            f"with cluster('127.0.0.1:{port}') as machines: print(machines.cpus)"
+        )
+        joined = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, check=False)
+        assert (joined.stdout, joined.returncode) == ("1\n", 0), joined.stderr
+    finally:
+        head.terminate()
+        head.wait(30)
