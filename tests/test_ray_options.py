@@ -30,7 +30,7 @@ def test_a_build_on_ray_needs_a_path(run, tmp_path):
 
 def test_a_build_on_ray_is_like_no_other_index(run, tmp_path):
     command = ["index", tmp_path, "--engine", "ray", "--like", tmp_path / "other", "--index", tmp_path / "i"]
-    assert "--store, --like and --engine ray do not go together" in run(*command, code=2).stderr
+    assert "--like builds in this process: leave out --engine ray" in run(*command, code=2).stderr
 
 
 def test_without_ray_the_command_says_what_to_install(tmp_path):
