@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # The files that take longest, begun first: else one process would still have such a file when the others are done.
 LONGEST = (
+    "test_damage",  # these two fork: from processes without threads of other tests
+    "test_damage_tables",
     "test_crash",
     "test_residual",
     "test_streams",
@@ -49,8 +51,6 @@ LONGEST = (
     "test_failing",
     "test_doctor_tables",
     "test_concurrency",
-    "test_damage",
-    "test_damage_tables",
     "test_doctor",
     "test_add",
     "test_inverted",

@@ -83,8 +83,12 @@ class Copy:
 
 
 def sweep(index: Path, tmp_path: Path, trials: dict[str, Harm], ask: Ask = ask) -> dict[str, str]:
-    """Runs trials in children until all are done, a new child after each that dies; returns what each came to."""
+    """Runs trials in children until all are done, a new child after each that dies; returns what each came to.
+
+    A trial that killed its child is tried once more: a fork of a process that has threads may stand still by itself.
+    """
     expected, outcomes, left = ask(index), {}, dict(trials)
+    died: set[str] = set()
     copy = Copy(index, tmp_path / "copy")
     while left:
         reader, writer = os.pipe()
@@ -96,7 +100,9 @@ def sweep(index: Path, tmp_path: Path, trials: dict[str, Harm], ask: Ask = ask) 
         results, running = _listen(reader, pid)
         outcomes |= results
         if running is not None and running not in results:
-            outcomes[running] = "the process died or hung"
+            if running in died:
+                outcomes[running] = "the process died or hung"
+            died.add(running)
             shutil.rmtree(copy.folder)
             copy = Copy(index, tmp_path / "copy")
         left = {name: harm for name, harm in left.items() if name not in outcomes}
