@@ -309,7 +309,6 @@ def test_an_interrupt_ends_it_within_seconds_and_a_second_run_goes_on(encoder, f
         ("127.0.0.1:9", "no Ray cluster at --address 127.0.0.1:9: Connection refused"),
         ("127.0.0.1:99999", "no Ray cluster at --address 127.0.0.1:99999"),
         ("somewhere", "--address somewhere: give auto, or HOST:PORT"),
-        ("auto", "no Ray cluster at --address auto"),
     ],
 )
 def test_a_cluster_that_is_not_there_is_named(address, told):
