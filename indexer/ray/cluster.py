@@ -66,7 +66,8 @@ def need_ray() -> None:
     """Raises `CallError` where Ray is not installed; sets what it looks at when it is imported."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    if any(os.environ.get(name) for name in TOKEN) or TOKEN_FILE.is_file():
+    has_token = any(os.environ.get(name) for name in TOKEN) or TOKEN_FILE.is_file()
+    if has_token and "ray" not in sys.modules:  # which reads it as it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so itself for the address `auto` alone
     try:
         import pyarrow  # noqa: F401
@@ -101,8 +102,17 @@ def cluster(address: str = "", *, gpus: bool = True) -> Iterator[Machines]:
                 ) from e
         elif mine:
             cpus = max(2, os.cpu_count() or 1)  # two stages run side by side
-            with _silent():
-                ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
+            settings: dict[str, Any] = {
+                "num_cpus": cpus,
+                "include_dashboard": False,
+                "object_store_memory": STORE_BYTES,
+            }
+            try:
+                with _silent():
+                    ray.init("local", **settings, **quiet)
+            except (ConnectionError, ValueError, RuntimeError, TimeoutError) as e:
+                reason = " ".join(str(e).split())[:200] or type(e).__name__
+                raise SparsightError(f"Ray cannot be started on this machine: {reason}") from e
         for number, handler in handlers.items():  # Ray takes SIGTERM for itself
             with suppress(ValueError):  # only the main thread may
                 signal.signal(number, handler)
