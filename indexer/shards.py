@@ -134,16 +134,7 @@ def _cut(store: Store, common: Common, low: int, high: int, *, first: bool) -> C
         W=sparse.csr_matrix((weights, (places, concepts)), shape=(len(ids), store.meta.m)),
         l1=np.array([row.l1 for row in rows], np.float32),
         gap=np.array([row.gap for row in rows], np.float32),
-        described=Described(
-            paths=[row.path for row in rows],
-            splits=[row.split for row in rows],
-            labels=[row.label for row in rows],
-            terms=[row.term for row in rows],
-            hashes=[row.content_hash for row in rows],
-            sizes=[row.file_bytes for row in rows],
-            changed=[row.file_changed for row in rows],
-            thumbnails=_thumbnails(store, ids),
-        ),
+        described=Described.of_rows(rows, _thumbnails(store, ids)),
         residuals=None if common.quantiser is None else read_coded(store, common.quantiser, ids),
     )
     meta = replace(store.meta, next_id=high - low)

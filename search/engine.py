@@ -84,7 +84,11 @@ class Engine(ABC):
     @property
     def place(self) -> Path | Address:
         """Where it lies, for what changes it; raises `SparsightError` for an index that is not changed as one."""
-        raise SparsightError(
+        raise self.no_single_folder()
+
+    def no_single_folder(self) -> SparsightError:
+        """The fault to raise for what is done to one index folder alone."""
+        return SparsightError(
             f"{self.name} is no single index folder: this is done to one, as to the shard that it is for"
         )
 

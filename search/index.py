@@ -77,9 +77,7 @@ class Index:
         """
         if isinstance(self.engine, FolderEngine):
             return self.engine.store
-        raise SparsightError(
-            f"{self.engine.name} is no single index folder: this is done to one, as to the shard that it is for"
-        )
+        raise self.engine.no_single_folder()
 
     @property
     def D(self) -> np.ndarray:

@@ -67,6 +67,20 @@ class Described:
     changed: Sequence[int | None] = ()
     thumbnails: Iterable[bytes | None] = ()
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[ImageRow], thumbnails: Iterable[bytes | None]) -> Described:
+        """What rows of `images` say of their pictures, whose thumbnails these are."""
+        return cls(
+            paths=[row.path for row in rows],
+            splits=[row.split for row in rows],
+            labels=[row.label for row in rows],
+            terms=[row.term for row in rows],
+            hashes=[row.content_hash for row in rows],
+            sizes=[row.file_bytes for row in rows],
+            changed=[row.file_changed for row in rows],
+            thumbnails=thumbnails,
+        )
+
     def columns(self) -> dict[str, Sequence]:
         """The columns of `images` that they are."""
         nothing = [None] * len(self.paths)

@@ -142,16 +142,7 @@ def _salvage(store: Store, faults: set[str]) -> tuple[Contents, list[str], _Lost
         kept = None if coded_again or "residuals" in faults else _salvage_residuals(store, ids)
         quantiser, residuals = kept or _residuals_again(store, X, W, dictionary.D, done)
     skipped, lost = _salvage_skipped(store, done), _Lost()
-    described = Described(
-        paths=[p.path for p in pictures],
-        splits=[p.split for p in pictures],
-        labels=[p.label for p in pictures],
-        terms=[p.term for p in pictures],
-        hashes=[p.content_hash for p in pictures],
-        sizes=[p.file_bytes for p in pictures],
-        changed=[p.file_changed for p in pictures],
-        thumbnails=_thumbnails(store, ids, lost),
-    )
+    described = Described.of_rows(pictures, _thumbnails(store, ids, lost))
     contents = Contents(
         meta=store.meta,
         pictures=Pictures(X=X, W=W, l1=l1, gap=gap, described=described, residuals=residuals),
