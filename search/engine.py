@@ -29,8 +29,9 @@ from training.errors import CallError, SparsightError
 
 if TYPE_CHECKING:
     from indexer.milvus import Address
+    from indexer.milvus.reader import MilvusStore
     from indexer.residual import Quantiser
-    from indexer.store import Classes, Concept, ImageRow, IndexMeta, Skip
+    from indexer.store import Classes, Concept, ImageRow, IndexMeta, Skip, Store
     from indexer.store.chance import Chance
     from indexer.store.familiarity import Familiarity
     from search.query import Query
@@ -293,6 +294,35 @@ class Engine(ABC):
             return "the picture itself", x
         best = int((classes.T @ x).argmax())
         return classes.names[best], classes.T[best]
+
+
+class StoredEngine(Engine):
+    """An engine over one open store, a folder's or a server's, which holds what is asked for."""
+
+    store: Store | MilvusStore
+
+    def close(self) -> None:
+        self.store.close()
+
+    def is_current(self) -> bool:
+        return self.store.is_current()
+
+    @cached_property
+    def D(self) -> np.ndarray:
+        return self.store.dictionary()
+
+    @cached_property
+    def concepts(self) -> list[Concept]:
+        return self.store.concepts()
+
+    def means(self) -> Means | None:
+        return self.store.means()
+
+    def images(self, image_ids: Sequence[int]) -> list[ImageRow]:
+        return self.store.images(image_ids)
+
+    def thumbnails(self, image_ids: Sequence[int]) -> dict[int, bytes]:
+        return self.store.thumbnails(image_ids)
 
 
 def check_mode(mode: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from indexer.store import Classes, Concept, ImageRow, Store
+from indexer.store import Classes, Store
 from indexer.store.chance import Chance, index_best
 from indexer.store.dense import best_rows, products
 from indexer.store.familiarity import Familiarity, index_familiarity
@@ -21,7 +21,7 @@ from indexer.store.naming import picture_at
 from indexer.store.postings import STEP
 from indexer.store.residuals import Residuals, read_residuals
 from search.answers import Code
-from search.engine import Chosen, Engine, Found, State
+from search.engine import Chosen, Found, State, StoredEngine
 from search.filters import allowed_pictures, holding_one, known_names
 from search.ranking import top_k
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from indexer.store.dense import DenseIndex
     from search.inverted import Inverted
     from search.query import Query
-    from training.encoders import Means
 
 BLOCK = 1 << 15  # rows of X that are scored at a time
 
@@ -45,25 +44,21 @@ class Marked:
         return int(self.allowed.sum())
 
 
-class FolderEngine(Engine):
+class FolderEngine(StoredEngine):
     """The indexes of a folder. It reads each part when it is first needed.
 
     Raises `SparsightError` where the folder holds no index, or a damaged one.
     """
 
+    store: Store
+
     def __init__(self, folder: Path | str):
         self.store = Store(folder)
         self.meta, self.name = self.store.meta, str(self.store.folder)
 
-    def close(self) -> None:
-        self.store.close()
-
     @property
     def place(self) -> Path:
         return self.store.folder
-
-    def is_current(self) -> bool:
-        return self.store.is_current()
 
     def reopened(self) -> FolderEngine:
         return FolderEngine(self.store.folder)
@@ -72,25 +67,8 @@ class FolderEngine(Engine):
     def version(self) -> str:
         return self.meta.version
 
-    @cached_property
-    def D(self) -> np.ndarray:
-        return self.store.dictionary()
-
-    @cached_property
-    def concepts(self) -> list[Concept]:
-        return self.store.concepts()
-
     def classes(self) -> Classes:
         return self.store.classes()
-
-    def means(self) -> Means | None:
-        return self.store.means()
-
-    def images(self, image_ids: Sequence[int]) -> list[ImageRow]:
-        return self.store.images(image_ids)
-
-    def thumbnails(self, image_ids: Sequence[int]) -> dict[int, bytes]:
-        return self.store.thumbnails(image_ids)
 
     def embeddings_of(self, image_ids: Sequence[int]) -> np.ndarray:
         return self.store.embeddings(self.places_of(image_ids))

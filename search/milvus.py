@@ -18,18 +18,17 @@ from indexer.milvus import Address
 from indexer.milvus.about import LIMIT, pattern, quoted
 from indexer.milvus.measures import milvus_chance, milvus_familiarity
 from indexer.milvus.reader import CodeOf, MilvusStore
-from indexer.store import Classes, Concept, ImageRow
+from indexer.store import Classes
 from indexer.store.chance import Chance
 from indexer.store.familiarity import Familiarity
 from search.answers import Code
-from search.engine import Chosen, Engine, Found, State
+from search.engine import Chosen, Found, State, StoredEngine
 from search.filters import meant
 from search.ranking import top_k
 from training.errors import CallError
 
 if TYPE_CHECKING:
     from search.query import Query
-    from training.encoders import Means
 
 FEWEST = 256  # pictures that are asked for at the least where scores of both signs count
 ROUNDING = 1e-5  # relative: a server sums in single precision
@@ -46,23 +45,19 @@ class Matching:
         return self._store.count(self.condition)
 
 
-class MilvusEngine(Engine):
+class MilvusEngine(StoredEngine):
     """The indexes at an address. Raises `SparsightError` where there is none, or nobody answers."""
+
+    store: MilvusStore
 
     def __init__(self, address: Address):
         self.store = MilvusStore(address)
         self.meta, self.name = self.store.meta, self.store.name
         self._brought: dict[int, CodeOf] = {}
 
-    def close(self) -> None:
-        self.store.close()
-
     @property
     def place(self) -> Address:
         return self.store.address
-
-    def is_current(self) -> bool:
-        return self.store.is_current()
 
     def reopened(self) -> MilvusEngine:
         return MilvusEngine(self.store.address)
@@ -72,28 +67,11 @@ class MilvusEngine(Engine):
         return f"{self.meta.version}{self.store.state.load}"
 
     @cached_property
-    def D(self) -> np.ndarray:
-        return self.store.dictionary()
-
-    @cached_property
-    def concepts(self) -> list[Concept]:
-        return self.store.concepts()
-
-    @cached_property
     def _classes(self) -> Classes:
         return self.store.classes()
 
     def classes(self) -> Classes:
         return self._classes
-
-    def means(self) -> Means | None:
-        return self.store.means()
-
-    def images(self, image_ids: Sequence[int]) -> list[ImageRow]:
-        return self.store.images(image_ids)
-
-    def thumbnails(self, image_ids: Sequence[int]) -> dict[int, bytes]:
-        return self.store.thumbnails(image_ids)
 
     def embeddings_of(self, image_ids: Sequence[int]) -> np.ndarray:
         return self.store.embeddings_of(image_ids)
